@@ -1,0 +1,157 @@
+"""Environment → one frozen Settings per service, read once at start. Nothing else reads the environment.
+
+Names are the service's name in capitals, an underscore, and the field's name in capitals: `CONDUCTOR_LISTEN`. Sizes are
+bytes, times are seconds. A value that cannot be used raises ConfigError with the variable, the value and what is
+expected.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class ConfigError(Exception):
+    """A setting cannot be used. The message names the variable and what is expected."""
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError("host:port, for example 127.0.0.1:50051")
+    return text
+
+
+def _target(text: str) -> str:
+    if not text or any(c.isspace() for c in text):
+        raise ValueError("a gRPC target, for example 127.0.0.1:50052 or dns:///researcher:50052")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError("a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError("seconds above 0")
+    return value
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("a path")
+    return Path(text).absolute()
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(_path(part) for part in text.split(os.pathsep) if part)
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _setting(parse: Callable[[str], Any], default: str) -> Any:
+    """Declares a field with its parser; the default is written as it would stand in the environment."""
+    return field(metadata={"parse": parse, "default": default})
+
+
+@dataclass(frozen=True, slots=True)
+class ConductorSettings:
+    """Settings of the Conductor service."""
+
+    listen: str = _setting(_address, "127.0.0.1:50051")
+    store: str = _setting(_text, "var/conductor.db")  # path of the SQLite file
+    researcher: str = _setting(_target, "127.0.0.1:50052")
+    terminal: str = _setting(_target, "127.0.0.1:50053")
+    report_writer: str = _setting(_target, "127.0.0.1:50054")
+    instance: str = _setting(_text, f"{socket.gethostname()}-{os.getpid()}")  # name of this replica in events
+    max_in_flight: int = _setting(_positive, "64")  # tasks with a worker called, at once
+    max_queued: int = _setting(_positive, "10000")  # tasks accepted and waiting for a slot
+    max_streams: int = _setting(_positive, "4000")  # open event streams
+    heartbeat: float = _setting(_seconds, "15")  # seconds of quiet before a checkpoint goes out
+    grace: float = _setting(_seconds, "10")  # seconds a stop waits for calls under way
+
+
+@dataclass(frozen=True, slots=True)
+class ResearcherSettings:
+    """Settings of the Researcher service."""
+
+    listen: str = _setting(_address, "127.0.0.1:50052")
+    roots: tuple[Path, ...] = _setting(_paths, "docs")  # folders it may read, separated by ':'
+    max_findings: int = _setting(_positive, "8")  # when the request names none
+    max_documents: int = _setting(_positive, "5000")
+    max_file_bytes: int = _setting(_positive, str(16 * MIB))
+    max_bytes: int = _setting(_positive, str(256 * MIB))
+    wall_time: float = _setting(_seconds, "60")  # when the request names none
+    grace: float = _setting(_seconds, "10")
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalSettings:
+    """Settings of the Terminal service. `max_*` are ceilings a request cannot exceed."""
+
+    listen: str = _setting(_address, "127.0.0.1:50053")
+    workspaces: Path = _setting(_path, "var/workspaces")
+    max_commands: int = _setting(_positive, "16")  # running at once
+    wall_time: float = _setting(_seconds, "60")
+    max_wall_time: float = _setting(_seconds, "3600")
+    cpu_time: float = _setting(_seconds, "60")
+    max_cpu_time: float = _setting(_seconds, "3600")
+    memory_bytes: int = _setting(_positive, str(1 * GIB))
+    max_memory_bytes: int = _setting(_positive, str(8 * GIB))
+    processes: int = _setting(_positive, "64")
+    max_processes: int = _setting(_positive, "512")
+    file_size_bytes: int = _setting(_positive, str(64 * MIB))
+    max_file_size_bytes: int = _setting(_positive, str(1 * GIB))
+    output_bytes: int = _setting(_positive, str(1 * MIB))
+    max_output_bytes: int = _setting(_positive, str(64 * MIB))
+    workspace_bytes: int = _setting(_positive, str(512 * MIB))
+    workspace_entries: int = _setting(_positive, "20000")
+    grace: float = _setting(_seconds, "10")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportWriterSettings:
+    """Settings of the ReportWriter service."""
+
+    listen: str = _setting(_address, "127.0.0.1:50054")
+    root: Path = _setting(_path, "reports")
+    max_bytes: int = _setting(_positive, str(8 * MIB))
+    grace: float = _setting(_seconds, "10")
+
+
+PREFIXES: Mapping[type, str] = {
+    ConductorSettings: "CONDUCTOR",
+    ResearcherSettings: "RESEARCHER",
+    TerminalSettings: "TERMINAL",
+    ReportWriterSettings: "REPORT_WRITER",
+}
+
+Settings = TypeVar("Settings")
+
+
+def load(settings: type[Settings], environ: Mapping[str, str] | None = None) -> Settings:
+    """Reads one service's settings. Raises ConfigError for the first value that cannot be used."""
+    source = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for item in fields(settings):  # type: ignore[arg-type]
+        name = f"{PREFIXES[settings]}_{item.name.upper()}"
+        text = source.get(name, item.metadata["default"])
+        try:
+            values[item.name] = item.metadata["parse"](text)
+        except ValueError as expected:
+            raise ConfigError(f"{name}={text!r} cannot be used: give {expected}.") from None
+    return settings(**values)

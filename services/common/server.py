@@ -1,0 +1,225 @@
+"""Builds and serves a gRPC service: validation, error mapping, correlation id, health, reflection, graceful stop."""
+
+import asyncio
+import contextvars
+import logging
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import protovalidate
+import uuid_utils
+import uvloop
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from services.common.config import ConfigError
+from services.common.errors import Reason, Refusal, to_status
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+CORRELATION_HEADER = "x-correlation-id"
+CORRELATION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+# A port already served by another process must be an error, not a share of its traffic.
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A worker that comes back must be found within a second, not after the default backoff of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+correlation_id: contextvars.ContextVar[str] = contextvars.ContextVar("correlation_id", default="")
+"""The correlation id of the call being served: the request's, else the header's, else a new one."""
+
+_validator = protovalidate.Validator()
+
+
+def new_id() -> str:
+    """Returns a new UUID version 7 (RFC 9562): unique, and sorting by time."""
+    return str(uuid_utils.uuid7())
+
+
+def validate(request: Message) -> None:
+    """Checks a request against the rules in its proto. Raises INVALID_REQUEST naming every field that breaks one."""
+    violations = [
+        (_field_name(violation.proto), violation.proto.message) for violation in _validator.collect_violations(request)
+    ]
+    if violations:
+        name, description = violations[0]
+        text = f"{name}: {description}."
+        raise Refusal(Reason.ERROR_REASON_INVALID_REQUEST, text, violations, field=name)
+
+
+def _field_name(violation: Any) -> str:
+    """Returns the path of the field at fault, such as `hints.commands[1].argv` (google.rpc.BadRequest).
+
+    A rule over a whole message has no field of its own; by our convention its id begins with the field it is about.
+    """
+    parts = []
+    for element in violation.field.elements if violation.field is not None else ():
+        index = "" if element.subscript is None else f"[{element.subscript.value}]"
+        parts.append(f"{element.field_name}{index}")
+    rule = violation.rule.elements[0]
+    if (rule.field_name, rule.field_number) == ("cel", _MESSAGE_RULES_CEL):
+        parts.append(violation.rule_id.partition(".")[0])
+    return ".".join(parts)
+
+
+_MESSAGE_RULES_CEL = 3  # number of buf.validate.MessageRules.cel
+
+
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Stands between the wire and every servicer: sets the correlation id, validates, and maps what is raised.
+
+    A Refusal becomes its status; anything else becomes INTERNAL with no text of the exception, which goes to the log
+    under the correlation id. Health and reflection pass untouched.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None or details.method.startswith("/grpc."):
+            return handler
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream), **codec)
+        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), **codec)
+
+
+def _unary(inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+    async def call(request: Message, context: grpc.aio.ServicerContext) -> Message:
+        try:
+            _enter(request, context)
+            return await inner(request, context)
+        except Exception as error:  # the last stop before the wire: everything must become a status
+            await _abort(context, error)
+            raise AssertionError("abort raises") from error
+
+    return call
+
+
+def _streaming(inner: Callable[..., AsyncIterator[Message]]) -> Callable[..., AsyncIterator[Message]]:
+    async def call(request: Message, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+        try:
+            _enter(request, context)
+            async for response in inner(request, context):
+                yield response
+        except Exception as error:  # the last stop before the wire: everything must become a status
+            await _abort(context, error)
+
+    return call
+
+
+def _enter(request: Message, context: grpc.aio.ServicerContext) -> None:
+    given = getattr(request, "correlation_id", "")
+    if not CORRELATION_PATTERN.fullmatch(given):
+        header = dict(context.invocation_metadata() or ()).get(CORRELATION_HEADER, "")
+        given = header if CORRELATION_PATTERN.fullmatch(header) else new_id()
+    correlation_id.set(given)
+    validate(request)
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: Exception) -> None:
+    if not isinstance(error, Refusal):
+        log.error("call failed, correlation_id=%s", correlation_id.get(), exc_info=error)
+        error = Refusal(
+            Reason.ERROR_REASON_INTERNAL,
+            "Something went wrong inside the service. Its log has the cause under the correlation id.",
+        )
+    await context.abort_with_status(to_status(error, correlation_id.get()))
+
+
+class Service:
+    """A gRPC server with its health, started and stopped in order.
+
+    Args:
+        address: host:port to listen on; port 0 picks a free one, see `port`.
+        names: full names of the services, for health and reflection.
+        maximum_concurrent_rpcs: calls beyond it are refused with RESOURCE_EXHAUSTED.
+    """
+
+    def __init__(self, address: str, names: Sequence[str], maximum_concurrent_rpcs: int | None = None) -> None:
+        self.server = grpc.aio.server(
+            interceptors=[Boundary()],
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=maximum_concurrent_rpcs,
+        )
+        self._health = HealthServicer()
+        self._names = names
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        _add_reflection(self.server, (*names, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"))
+        try:
+            self.port = self.server.add_insecure_port(address)
+        except RuntimeError:
+            raise ConfigError(f"Cannot listen on {address}: the port is in use or the address is not ours.") from None
+
+    async def start(self) -> None:
+        """Begins to serve; health says SERVING from here."""
+        await self.server.start()
+        for name in ("", *self._names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self) -> None:
+        """Tells health watchers NOT_SERVING. Calls are still served."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: float) -> None:
+        """Stops listening and waits up to `grace` seconds for calls under way."""
+        await self.drain()
+        await self.server.stop(grace)
+
+
+def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
+    """Serves reflection under v1alpha and v1; the messages are the same on the wire, and clients ask for either."""
+    reflection.enable_server_reflection(names, server)
+    servicer = reflection.ReflectionServicer(service_names=names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    methods = {"ServerReflectionInfo": handler}
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("grpc.reflection.v1.ServerReflection", methods),)
+    )
+
+
+def run(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Runs a service until SIGTERM or SIGINT; both set the event that `main` is given, and main then stops in order.
+
+    A ConfigError is printed as one sentence and ends the process with exit code 2.
+    """
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s"
+    )
+
+    async def guarded() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    try:
+        uvloop.run(guarded())
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
