@@ -71,13 +71,9 @@ def _field_name(violation: Any) -> str:
     for element in violation.field.elements if violation.field is not None else ():
         index = "" if element.subscript is None else f"[{element.subscript.value}]"
         parts.append(f"{element.field_name}{index}")
-    rule = violation.rule.elements[0]
-    if (rule.field_name, rule.field_number) == ("cel", _MESSAGE_RULES_CEL):
+    if violation.rule is None:
         parts.append(violation.rule_id.partition(".")[0])
     return ".".join(parts)
-
-
-_MESSAGE_RULES_CEL = 3  # number of buf.validate.MessageRules.cel
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
