@@ -69,9 +69,7 @@ def generate(out: Path) -> None:
 def contents(root: Path) -> dict[str, bytes]:
     """Returns every generated file below `root` by its relative name."""
     return {
-        str(p.relative_to(root)): p.read_bytes()
-        for p in sorted(root.rglob("*"))
-        if p.is_file() and p.suffix != ".pyc"
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file() and p.suffix != ".pyc"
     }
 
 

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import protovalidate
@@ -19,7 +19,8 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from services.common.config import ConfigError
-from services.common.errors import Reason, Refusal, to_status
+from services.common.errors import Reason, Refusal
+from services.common.status import to_status
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 correlation_id: contextvars.ContextVar[str] = contextvars.ContextVar("correlation_id", default="")
 """The correlation id of the call being served: the request's, else the header's, else a new one."""
@@ -76,7 +79,7 @@ def _field_name(violation: Any) -> str:
     return ".".join(parts)
 
 
-class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Boundary(grpc.aio.ServerInterceptor):
     """Stands between the wire and every servicer: sets the correlation id, validates, and maps what is raised.
 
     A Refusal becomes its status; anything else becomes INTERNAL with no text of the exception, which goes to the log
@@ -85,11 +88,11 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        handler = await continuation(details)
-        if handler is None or details.method.startswith("/grpc."):
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):
             return handler
         codec = {
             "request_deserializer": handler.request_deserializer,
@@ -101,7 +104,7 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _unary(inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
-    async def call(request: Message, context: grpc.aio.ServicerContext) -> Message:
+    async def call(request: Message, context: Context) -> Message:
         try:
             _enter(request, context)
             return await inner(request, context)
@@ -113,7 +116,7 @@ def _unary(inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[
 
 
 def _streaming(inner: Callable[..., AsyncIterator[Message]]) -> Callable[..., AsyncIterator[Message]]:
-    async def call(request: Message, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+    async def call(request: Message, context: Context) -> AsyncIterator[Message]:
         try:
             _enter(request, context)
             async for response in inner(request, context):
@@ -124,16 +127,16 @@ def _streaming(inner: Callable[..., AsyncIterator[Message]]) -> Callable[..., As
     return call
 
 
-def _enter(request: Message, context: grpc.aio.ServicerContext) -> None:
+def _enter(request: Message, context: Context) -> None:
     given = getattr(request, "correlation_id", "")
     if not CORRELATION_PATTERN.fullmatch(given):
-        header = dict(context.invocation_metadata() or ()).get(CORRELATION_HEADER, "")
+        header = str(dict(context.invocation_metadata() or ()).get(CORRELATION_HEADER, ""))
         given = header if CORRELATION_PATTERN.fullmatch(header) else new_id()
     correlation_id.set(given)
     validate(request)
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: Exception) -> None:
+async def _abort(context: Context, error: Exception) -> None:
     if not isinstance(error, Refusal):
         log.error("call failed, correlation_id=%s", correlation_id.get(), exc_info=error)
         error = Refusal(
@@ -217,5 +220,5 @@ def run(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     try:
         uvloop.run(guarded())
     except ConfigError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None

@@ -121,7 +121,7 @@ class ExecuteResponse(_message.Message):
     correlation_id: _builtins.str
     """The correlation id in force."""
     as_of_sequence: _builtins.int
-    """Sequence of the last event this answer includes."""
+    """Sequence this answer is current through."""
     @_builtins.property
     def writer_window_props(self) -> _task_pb2.WriterWindowProps:
         """What a writer window should open. Present only when completed."""

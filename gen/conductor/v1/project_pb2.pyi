@@ -247,8 +247,8 @@ Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
 class ProjectState(_message.Message):
-    """Shows a project, current through as_of_sequence. A project nobody wrote to has PARSE_INTENT in progress, all other
-    stages pending, and as_of_sequence of the log's head.
+    """Shows a project, current through as_of_sequence. A project nobody wrote to has PARSE_INTENT in progress, and all other
+    stages pending.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -272,7 +272,9 @@ class ProjectState(_message.Message):
     plan_approved: _builtins.bool
     """Whether the latest plan was approved. False again when another is proposed or its stage is reset."""
     as_of_sequence: _builtins.int
-    """Sequence of the last event this view includes; subscribing after it misses nothing."""
+    """Sequence this view is current through: it includes all that happened up to there, and subscribing after it misses
+    nothing.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageState]:
         """All eight stages in order."""

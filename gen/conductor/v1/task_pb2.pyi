@@ -298,7 +298,9 @@ class Task(_message.Message):
     attempt: _builtins.int
     """Attempt of the latest worker call, counted from 1; 0 before the first call."""
     as_of_sequence: _builtins.int
-    """Sequence of the last event this view includes; subscribing after it misses nothing."""
+    """Sequence this view is current through: it includes all that happened up to there, and subscribing after it misses
+    nothing.
+    """
     @_builtins.property
     def writer_window_props(self) -> Global___WriterWindowProps:
         """What a writer window should open. Present only when completed."""

@@ -1,0 +1,68 @@
+"""Composition root of the Conductor: the only file that knows every concrete class."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from conductor.v1 import conductor_pb2_grpc, task_pb2
+
+from services.common.config import ConductorSettings, load
+from services.common.server import Service, new_id, run
+from services.conductor.actor import Actor
+from services.conductor.api import ConductorApi
+from services.conductor.router import GrpcRouter
+from services.conductor.store.sqlite import SqliteStore
+from services.conductor.subscribe import Subscriptions, Tail
+from services.conductor.views import Views
+
+log = logging.getLogger(__name__)
+
+FULL_NAME = "conductor.v1.Conductor"
+
+
+async def serve(stop: asyncio.Event) -> None:
+    """Serves until the event is set: opens the store, recovers, listens; stops in the opposite order."""
+    settings = load(ConductorSettings)
+    service = Service(settings.listen, [FULL_NAME])
+    store = SqliteStore(Path(settings.store))
+    router = GrpcRouter(
+        {
+            task_pb2.CAPABILITY_RESEARCHER: settings.researcher,
+            task_pb2.CAPABILITY_TERMINAL: settings.terminal,
+            task_pb2.CAPABILITY_REPORT_WRITER: settings.report_writer,
+        }
+    )
+    actor = Actor(
+        store,
+        router,
+        clock=time.time_ns,
+        new_id=new_id,
+        instance=settings.instance,
+        max_in_flight=settings.max_in_flight,
+        max_queued=settings.max_queued,
+    )
+    tail = Tail(store)
+    await tail.start()
+    subscriptions = Subscriptions(store, tail, settings.heartbeat, settings.max_streams)
+    conductor_pb2_grpc.add_ConductorServicer_to_server(
+        ConductorApi(actor, Views(store), subscriptions, router), service.server
+    )
+    resumed = await actor.recover()
+    await service.start()
+    log.info("listening on %s, store %s, %d unfinished tasks resumed", settings.listen, settings.store, resumed)
+    await stop.wait()
+    log.info("stopping")
+    await service.drain()
+    await tail.close()
+    await actor.stop()
+    await service.stop(settings.grace)
+    await store.close()
+
+
+def main() -> None:
+    run("conductor", serve)
+
+
+if __name__ == "__main__":
+    main()

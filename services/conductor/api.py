@@ -1,0 +1,228 @@
+"""The Conductor servicer: submits to the actor, reads views, maps the answer. No workflow here.
+
+Requests arrive validated; refusals leave as status. Both happen in services.common.server.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, task_pb2
+from google.api import httpbody_pb2
+
+from services.common.errors import Reason, Refusal
+from services.common.server import Context, correlation_id, new_id
+from services.conductor.actor import Actor, Caller
+from services.conductor.events import SNAPSHOT, TERMINAL_TYPES
+from services.conductor.protocol import ProjectCommand, Submit
+from services.conductor.state.task import DEFAULT_DESKTOP, TERMINAL
+from services.conductor.subscribe import SSE_CLOSING, SSE_OPEN, Filter, Subscriptions, sse
+from services.conductor.views import Views
+
+LAST_EVENT_ID = "last-event-id"
+MARKDOWN = "text/markdown; charset=utf-8"
+EVENT_STREAM = "text/event-stream"
+MAX_SEQUENCE = 2**63 - 1
+
+SubscribeRequest = conductor_pb2.SubscribeEventsRequest | conductor_pb2.StreamEventsRequest
+
+
+class Reports(Protocol):
+    """Reads reports from where they are kept."""
+
+    async def read_report(self, path: str, correlation_id: str) -> bytes:
+        """Returns a report's text. Raises Refusal."""
+
+
+class ConductorApi(conductor_pb2_grpc.ConductorServicer):
+    """Implements conductor.v1.Conductor."""
+
+    def __init__(self, actor: Actor, views: Views, subscriptions: Subscriptions, reports: Reports) -> None:
+        self._actor = actor
+        self._views = views
+        self._subscriptions = subscriptions
+        self._reports = reports
+
+    # ---- tasks ----
+
+    async def Execute(self, request: conductor_pb2.ExecuteRequest, context: Context) -> conductor_pb2.ExecuteResponse:
+        task = await self._actor.ask(("task", new_id()), Submit(request), _caller(request))
+        assert isinstance(task, task_pb2.Task)  # noqa: S101  what ask returns for a task
+        if request.wait.ToNanoseconds():
+            task = await self._ended(task, request.wait.ToNanoseconds() / 1e9)
+        return _execute_response(task)
+
+    async def GetTask(self, request: conductor_pb2.GetTaskRequest, context: Context) -> task_pb2.Task:
+        return await self._views.task(request.task_id)
+
+    async def ListTasks(
+        self, request: conductor_pb2.ListTasksRequest, context: Context
+    ) -> conductor_pb2.ListTasksResponse:
+        return await self._views.tasks(request)
+
+    async def CancelTask(self, request: conductor_pb2.CancelTaskRequest, context: Context) -> task_pb2.Task:
+        await self._views.task(request.task_id)
+        task = await self._actor.ask(("task", request.task_id), request, Caller(correlation_id.get()))
+        assert isinstance(task, task_pb2.Task)  # noqa: S101  what ask returns for a task
+        return task
+
+    async def GetReport(self, request: conductor_pb2.GetTaskReportRequest, context: Context) -> httpbody_pb2.HttpBody:
+        task = await self._views.task(request.task_id)
+        if not task.HasField("report_path"):
+            found = task_pb2.TaskStatus.Name(task.status)
+            text = f"The task is {found} and has no report. Only completed tasks have one."
+            raise Refusal(Reason.ERROR_REASON_REPORT_NOT_READY, text, task_id=task.task_id, found=found)
+        content = await self._reports.read_report(task.report_path, correlation_id.get())
+        return httpbody_pb2.HttpBody(content_type=MARKDOWN, data=content)
+
+    # ---- projects ----
+
+    async def GetState(self, request: conductor_pb2.GetStateRequest, context: Context) -> project_pb2.ProjectState:
+        return await self._views.project(request.project_id)
+
+    async def ListProjects(
+        self, request: conductor_pb2.ListProjectsRequest, context: Context
+    ) -> conductor_pb2.ListProjectsResponse:
+        return await self._views.projects(request)
+
+    async def TransitionTo(
+        self, request: conductor_pb2.TransitionToRequest, context: Context
+    ) -> project_pb2.ProjectState:
+        return await self._move(request)
+
+    async def WaitForConfirmation(
+        self, request: conductor_pb2.WaitForConfirmationRequest, context: Context
+    ) -> project_pb2.ProjectState:
+        return await self._move(request)
+
+    async def ProposePlan(
+        self, request: conductor_pb2.ProposePlanRequest, context: Context
+    ) -> project_pb2.ProjectState:
+        return await self._move(request)
+
+    async def Confirm(self, request: conductor_pb2.ConfirmRequest, context: Context) -> project_pb2.ProjectState:
+        return await self._move(request)
+
+    # ---- events ----
+
+    async def SubscribeEvents(
+        self, request: conductor_pb2.SubscribeEventsRequest, context: Context
+    ) -> AsyncIterator[event_pb2.Event]:
+        after = request.after_sequence if request.HasField("after_sequence") else None
+        async for event in self._events(request, after):
+            yield event
+
+    async def StreamEvents(
+        self, request: conductor_pb2.StreamEventsRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        after = _last_event_id(context)
+        if after is None and request.HasField("after_sequence"):
+            after = request.after_sequence
+        opened = False
+        try:
+            async for event in self._events(request, after):
+                # The first message waits for the first event, so that a refusal can still choose the HTTP status.
+                yield _body(sse(event) if opened else SSE_OPEN + sse(event))
+                opened = True
+        except Refusal:
+            if not opened:
+                raise
+            yield _body(SSE_CLOSING)  # over HTTP/1.1 a status after the first byte would not be seen
+
+    # ---- parts ----
+
+    async def _move(self, request: ProjectCommand) -> project_pb2.ProjectState:
+        state = await self._actor.ask(("project", request.project_id), request, _caller(request))
+        assert isinstance(state, project_pb2.ProjectState)  # noqa: S101  what ask returns for a project
+        return state
+
+    async def _ended(self, task: task_pb2.Task, seconds: float) -> task_pb2.Task:
+        """Waits for the task's last event, at most `seconds`; returns its newest state."""
+        wanted = Filter(task_id=task.task_id, types=TERMINAL_TYPES)
+        await self._subscriptions.first(wanted, task.as_of_sequence, seconds)
+        return await self._views.task(task.task_id)
+
+    async def _events(self, request: SubscribeRequest, after: int | None) -> AsyncIterator[event_pb2.Event]:
+        wanted = Filter(
+            request.task_id, request.project_id, frozenset(request.types), request.correlation_id, request.scope
+        )
+        if after is None:
+            snapshot = await self._snapshot(wanted)
+            after = snapshot.sequence
+            yield snapshot
+        elif wanted.task_id:
+            await self._views.task(wanted.task_id)  # an unknown id is told before the stream begins
+        async for event in self._subscriptions.follow(wanted, after):
+            yield event
+
+    async def _snapshot(self, wanted: Filter) -> event_pb2.Event:
+        """Returns the present state of what is subscribed to, or a checkpoint when that is everything."""
+        if wanted.task_id:
+            return _task_snapshot(await self._views.task(wanted.task_id))
+        if wanted.project_id:
+            return _project_snapshot(await self._views.project(wanted.project_id))
+        return await self._subscriptions.checkpoint()
+
+
+def _caller(request: Any) -> Caller:
+    scope = task_pb2.Scope()
+    scope.CopyFrom(request.scope)
+    scope.desktop_id = scope.desktop_id or DEFAULT_DESKTOP
+    return Caller(correlation_id.get(), scope, request.request_id)
+
+
+def _execute_response(task: task_pb2.Task) -> conductor_pb2.ExecuteResponse:
+    response = conductor_pb2.ExecuteResponse(
+        task_id=task.task_id,
+        status=task.status,
+        correlation_id=task.correlation_id,
+        as_of_sequence=task.as_of_sequence,
+    )
+    if task.HasField("report_path"):
+        response.report_path = task.report_path
+        response.writer_window_props.CopyFrom(task.writer_window_props)
+    if task.HasField("error"):
+        response.error.CopyFrom(task.error)
+    return response
+
+
+def _task_snapshot(task: task_pb2.Task) -> event_pb2.Event:
+    return event_pb2.Event(
+        sequence=task.as_of_sequence,
+        type=SNAPSHOT,
+        task_id=task.task_id,
+        project_id=task.project_id,
+        correlation_id=task.correlation_id,
+        status=task_pb2.TaskStatus.Name(task.status),
+        phase="done" if task.status in TERMINAL else "intake",
+        scope=task.scope,
+        snapshot=event_pb2.Snapshot(task=task),
+    )
+
+
+def _project_snapshot(state: project_pb2.ProjectState) -> event_pb2.Event:
+    current = state.stages[state.current_stage - 1]
+    return event_pb2.Event(
+        sequence=state.as_of_sequence,
+        type=SNAPSHOT,
+        project_id=state.project_id,
+        correlation_id=correlation_id.get(),
+        status=project_pb2.StageStatus.Name(current.status),
+        phase=project_pb2.Stage.Name(current.stage_id),
+        snapshot=event_pb2.Snapshot(project=state),
+    )
+
+
+def _last_event_id(context: Context) -> int | None:
+    """Returns the cursor a browser sends when it reconnects (WHATWG HTML, 9.2). Raises INVALID_REQUEST."""
+    text = str(dict(context.invocation_metadata() or ()).get(LAST_EVENT_ID, ""))
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) > MAX_SEQUENCE:
+        what = "must be a sequence, a whole number from 0"
+        message = f"{LAST_EVENT_ID}: {what}."
+        raise Refusal(Reason.ERROR_REASON_INVALID_REQUEST, message, [(LAST_EVENT_ID, what)], field=LAST_EVENT_ID)
+    return int(text)
+
+
+def _body(data: bytes) -> httpbody_pb2.HttpBody:
+    return httpbody_pb2.HttpBody(content_type=EVENT_STREAM, data=data)

@@ -1,0 +1,55 @@
+"""The two state machines behind one shape, so that the actor treats tasks and projects alike."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conductor.v1 import project_pb2
+
+from services.conductor.protocol import Decision, Given
+from services.conductor.state import project, task
+from services.conductor.store.base import Kind, View
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How one kind of thing begins, decides, evolves, and is shown.
+
+    Attributes:
+        first_epoch: fencing token of a new stream; 0 when no replica has to own it.
+    """
+
+    initial: Callable[[str], Any]
+    decide: Callable[[Any, Any, Given], Decision]
+    evolve: Callable[[Any, Any], Any]
+    view: Callable[[Any], View]
+    first_epoch: int
+
+
+def _task_view(state: task.TaskState) -> View:
+    shown = state.task
+    return View(
+        status=shown.status,
+        finished=shown.status in task.TERMINAL,
+        project_id=shown.project_id,
+        desktop_id=shown.desktop_id,
+        created_at=shown.created_at.ToNanoseconds(),
+        state=shown.SerializeToString(),
+    )
+
+
+def _project_view(state: project_pb2.ProjectState) -> View:
+    return View(
+        status=0,
+        finished=False,
+        project_id=state.project_id,
+        desktop_id="",
+        created_at=state.created_at.ToNanoseconds(),
+        state=state.SerializeToString(),
+    )
+
+
+MACHINES: Mapping[Kind, Machine] = {
+    "task": Machine(task.initial, task.decide, task.evolve, _task_view, first_epoch=1),
+    "project": Machine(project.initial, project.decide, project.evolve, _project_view, first_epoch=0),
+}

@@ -1,0 +1,126 @@
+"""What the actor is told, and what it asks for: commands, effects, and what `decide` needs to know from outside.
+
+Pure: no grpc, asyncio, clock, random, os. Commands on projects, and Execute, are the requests of the contract
+themselves; the commands here are those nobody outside can send.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from conductor.v1 import conductor_pb2, event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+
+SECOND = 1_000_000_000  # nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a decision may use from outside, as values.
+
+    Attributes:
+        at: the time, nanoseconds since the epoch.
+        id: a fresh unique id, for whatever the decision creates.
+        correlation_id: of the request that caused the command.
+    """
+
+    at: int
+    id: str
+    correlation_id: str
+
+
+# ---- commands on tasks ----
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Accepts an objective as a new task."""
+
+    request: conductor_pb2.ExecuteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Goes on with the next step: a slot is free, or the wait before another attempt is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A worker said how far it is."""
+
+    call_id: str
+    progress: event_pb2.TaskProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A worker's call ended, well or badly. `result` lacks the duration."""
+
+    result: event_pb2.WorkerResult
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Takes an unfinished task up again after a restart: whoever called its worker is gone."""
+
+
+TaskCommand: TypeAlias = Submit | Proceed | Progressed | Answered | Resume | conductor_pb2.CancelTaskRequest
+ProjectCommand: TypeAlias = (
+    conductor_pb2.TransitionToRequest
+    | conductor_pb2.WaitForConfirmationRequest
+    | conductor_pb2.ProposePlanRequest
+    | conductor_pb2.ConfirmRequest
+)
+Command: TypeAlias = TaskCommand | ProjectCommand
+
+# ---- effects: started only after the events of the same decision are durable ----
+
+WorkerRequest: TypeAlias = (
+    researcher_pb2.ResearchRequest | terminal_pb2.RunRequest | report_writer_pb2.WriteReportRequest
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CallWorker:
+    """Calls a worker; the outcome comes back as Answered with this call_id.
+
+    Attributes:
+        timeout: seconds the call may take.
+    """
+
+    call_id: str
+    capability: task_pb2.Capability.ValueType
+    request: WorkerRequest
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCall:
+    """Stops a call under way; its outcome is no longer wanted."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProceedLater:
+    """Sends Proceed to the same task.
+
+    Attributes:
+        after: seconds to wait first.
+        needs_slot: whether the task has to wait for a free slot as well.
+    """
+
+    after: float
+    needs_slot: bool = False
+
+
+Effect: TypeAlias = CallWorker | CancelCall | ProceedLater
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a command leads to. No events: nothing changes."""
+
+    events: tuple[event_pb2.Event, ...] = ()
+    effects: tuple[Effect, ...] = ()
+
+
+NOTHING = Decision()

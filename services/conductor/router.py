@@ -1,0 +1,230 @@
+"""Calls workers over gRPC. Every outcome, good or bad, becomes a message for the actor."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+import grpc
+from conductor.v1 import (
+    error_pb2,
+    event_pb2,
+    report_writer_pb2,
+    report_writer_pb2_grpc,
+    researcher_pb2,
+    researcher_pb2_grpc,
+    task_pb2,
+    terminal_pb2,
+    terminal_pb2_grpc,
+)
+
+from services.common.errors import Reason, Refusal, typed
+from services.common.server import CHANNEL_OPTIONS, CORRELATION_HEADER
+from services.common.status import from_rpc_error
+from services.conductor.protocol import Answered, CallWorker, Command, Progressed
+
+log = logging.getLogger(__name__)
+
+Capability = task_pb2.Capability
+Deliver = Callable[[Command], None]
+
+KEPT_OUTPUT_BYTES = 256 * 1024  # of each stream of a command, in the log and the report
+CONNECT_S = 2.0  # how long a worker may take to accept a connection before it counts as unavailable
+REPORT_READ_S = 10.0
+
+
+class GrpcRouter:
+    """Implements the actor's Router over channels to the three workers.
+
+    Args:
+        targets: capability → gRPC target.
+    """
+
+    def __init__(self, targets: Mapping[task_pb2.Capability.ValueType, str]) -> None:
+        self._channels = {
+            capability: grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+            for capability, target in targets.items()
+        }
+        self._researcher = researcher_pb2_grpc.ResearcherStub(self._channels[Capability.CAPABILITY_RESEARCHER])
+        self._terminal = terminal_pb2_grpc.TerminalStub(self._channels[Capability.CAPABILITY_TERMINAL])
+        self._writer = report_writer_pb2_grpc.ReportWriterStub(self._channels[Capability.CAPABILITY_REPORT_WRITER])
+        self._calls: dict[str, asyncio.Task[None]] = {}
+
+    def call(self, call: CallWorker, deliver: Deliver) -> None:
+        """Starts a call; progress and the one Answered are delivered as commands."""
+        task = asyncio.create_task(self._call(call, deliver))
+        self._calls[call.call_id] = task
+        task.add_done_callback(lambda _: self._calls.pop(call.call_id, None))
+
+    def cancel(self, call_id: str) -> None:
+        """Stops a call; the worker sees its RPC cancelled and stops too. Nothing more is delivered."""
+        task = self._calls.get(call_id)
+        if task is not None:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Stops all calls and closes the channels."""
+        calls = list(self._calls.values())
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def read_report(self, path: str, correlation_id: str) -> bytes:
+        """Returns a report's text. Raises Refusal with the writer's reason, or WORKER_UNAVAILABLE."""
+        request = report_writer_pb2.GetReportRequest(path=path)
+        try:
+            response: report_writer_pb2.GetReportResponse = await self._writer.GetReport(
+                request, timeout=REPORT_READ_S, metadata=((CORRELATION_HEADER, correlation_id),)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise Refusal.passing_on(_error_of(error, Capability.CAPABILITY_REPORT_WRITER, REPORT_READ_S)) from error
+        return response.content
+
+    # ---- one call ----
+
+    async def _call(self, call: CallWorker, deliver: Deliver) -> None:
+        try:
+            async with asyncio.timeout(call.timeout):
+                await self._connected(call.capability)
+                result = await self._ask(call, deliver)
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            result = event_pb2.WorkerResult(error=_error_of(error, call.capability, call.timeout))
+        except Refusal as refusal:
+            result = event_pb2.WorkerResult(error=refusal.error)
+        except Exception as error:  # whatever it is, the call must end in a result, or its task would never end
+            log.exception("call %s failed", call.call_id)
+            result = event_pb2.WorkerResult(error=_unexplained(call.capability, type(error).__name__))
+        result.call_id, result.capability = call.call_id, call.capability
+        deliver(Answered(result))
+
+    async def _connected(self, capability: task_pb2.Capability.ValueType) -> None:
+        """Makes sure of a connection before anything is sent, so that "never started" is known and not guessed."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._channels[capability].channel_ready()
+        except TimeoutError:
+            name = Capability.Name(capability)
+            text = f"{name} does not accept connections. Start it, or check its address in Conductor's settings."
+            raise Refusal(Reason.ERROR_REASON_WORKER_UNAVAILABLE, text, capability=name) from None
+
+    async def _ask(self, call: CallWorker, deliver: Deliver) -> event_pb2.WorkerResult:
+        request = call.request
+        if isinstance(request, researcher_pb2.ResearchRequest):
+            return await self._research(call, request, deliver)
+        if isinstance(request, terminal_pb2.RunRequest):
+            return await self._run(call, request)
+        metadata = ((CORRELATION_HEADER, request.provenance.correlation_id),)
+        report = await self._writer.WriteReport(request, timeout=call.timeout, metadata=metadata)
+        return event_pb2.WorkerResult(report=report)
+
+    async def _research(
+        self, call: CallWorker, request: researcher_pb2.ResearchRequest, deliver: Deliver
+    ) -> event_pb2.WorkerResult:
+        stream = self._researcher.Research(request, timeout=call.timeout)
+        async for response in stream:
+            if response.WhichOneof("event") == "result":
+                stream.cancel()  # whatever else it may say no longer counts
+                return event_pb2.WorkerResult(research=_checked(response.result))
+            deliver(Progressed(call.call_id, _progress(call, response.progress)))
+        raise _no_result(call.capability)
+
+    async def _run(self, call: CallWorker, request: terminal_pb2.RunRequest) -> event_pb2.WorkerResult:
+        output = _Output()
+        stream = self._terminal.Run(request, timeout=call.timeout)
+        try:
+            async for response in stream:
+                if response.WhichOneof("event") == "chunk":
+                    output.add(response.chunk)
+                elif response.WhichOneof("event") == "result":
+                    return event_pb2.WorkerResult(command=output.record(request.command, response.result))
+        except grpc.aio.AioRpcError as error:
+            if from_rpc_error(error) is None and error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise _outcome_unknown(call.call_id) from error
+            raise
+        finally:
+            stream.cancel()  # after the result nothing it may say counts; on the way out it kills the command
+        raise _no_result(call.capability)
+
+
+class _Output:
+    """The beginning of what a command wrote, and how much more there was."""
+
+    def __init__(self) -> None:
+        self._kept = {terminal_pb2.OUTPUT_STREAM_STDOUT: bytearray(), terminal_pb2.OUTPUT_STREAM_STDERR: bytearray()}
+        self._cut = dict.fromkeys(self._kept, 0)
+
+    def add(self, chunk: terminal_pb2.OutputChunk) -> None:
+        if chunk.stream in self._kept:
+            kept = self._kept[chunk.stream]
+            fits = chunk.data[: KEPT_OUTPUT_BYTES - len(kept)]
+            kept += fits
+            self._cut[chunk.stream] += len(chunk.data) - len(fits)
+
+    def record(
+        self, command: terminal_pb2.Command, result: terminal_pb2.CommandResult
+    ) -> report_writer_pb2.CommandRecord:
+        stdout, stderr = (bytes(kept) for kept in self._kept.values())
+        stdout_cut, stderr_cut = self._cut.values()
+        return report_writer_pb2.CommandRecord(
+            command=command,
+            result=result,
+            stdout=stdout,
+            stderr=stderr,
+            stdout_cut_bytes=stdout_cut,
+            stderr_cut_bytes=stderr_cut,
+        )
+
+
+def _progress(call: CallWorker, said: researcher_pb2.ResearchProgress) -> event_pb2.TaskProgress:
+    return event_pb2.TaskProgress(
+        message=said.message[:500], step=said.step, total_steps=said.total_steps, call_id=call.call_id
+    )
+
+
+def _checked(result: researcher_pb2.ResearchResult) -> researcher_pb2.ResearchResult:
+    """Lets no claim into the log that does not say where it comes from."""
+    if any(not finding.citations for finding in result.findings):
+        name = Capability.Name(Capability.CAPABILITY_RESEARCHER)
+        text = f"{name} gave a finding without a citation; its findings are not used."
+        raise Refusal(Reason.ERROR_REASON_WORKER_PROTOCOL, text, capability=name)
+    return result
+
+
+# ---- errors ----
+
+
+def _error_of(
+    error: grpc.aio.AioRpcError | TimeoutError, capability: task_pb2.Capability.ValueType, timeout: float
+) -> error_pb2.TypedError:
+    """Returns why a call failed: the worker's own reason when it gave one."""
+    name = Capability.Name(capability)
+    late = isinstance(error, TimeoutError) or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    if late:
+        text = f"{name} did not answer within {timeout:g} s. Give it more time in hints, or look at its log."
+        return typed(Reason.ERROR_REASON_WORKER_TIMEOUT, text, capability=name, timeout_s=f"{timeout:g}")
+    assert isinstance(error, grpc.aio.AioRpcError)  # noqa: S101  the other kind is late
+    cause = from_rpc_error(error)
+    if cause is not None:
+        return cause
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        text = f"{name} went away during the call. Look at its log."
+        return typed(Reason.ERROR_REASON_WORKER_UNAVAILABLE, text, capability=name)
+    return _unexplained(capability, error.code().name)
+
+
+def _unexplained(capability: task_pb2.Capability.ValueType, code: str) -> error_pb2.TypedError:
+    name = Capability.Name(capability)
+    text = f"{name} failed with {code} and gave no reason. Look at its log."
+    return typed(Reason.ERROR_REASON_WORKER_FAILED, text, capability=name, code=code)
+
+
+def _no_result(capability: task_pb2.Capability.ValueType) -> Refusal:
+    name = Capability.Name(capability)
+    text = f"{name} ended its answer without a result. Look at its log."
+    return Refusal(Reason.ERROR_REASON_WORKER_PROTOCOL, text, capability=name)
+
+
+def _outcome_unknown(call_id: str) -> Refusal:
+    text = "The Terminal went away while the command ran, so its outcome is not known. Submit the task again."
+    return Refusal(Reason.ERROR_REASON_OUTCOME_UNKNOWN, text, call_id=call_id)

@@ -1,0 +1,113 @@
+"""The steps of a task, and what each step asks its worker. Pure."""
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from conductor.v1 import event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+
+from services.conductor.protocol import WorkerRequest
+
+if TYPE_CHECKING:
+    from services.conductor.state.task import TaskState
+
+Capability = task_pb2.Capability
+
+VERSION = "0.1.0"
+RESEARCH_TIMEOUT_S = 60.0  # when hints.research.timeout is absent
+REPORT_TIMEOUT_S = 30.0
+GRACE_S = 5.0  # a worker may take this much longer than its own budget before the call is given up
+SUMMARY_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call to be made. `command_index` points into hints.commands, for the Terminal only."""
+
+    capability: task_pb2.Capability.ValueType
+    command_index: int | None = None
+
+
+def plan(route: event_pb2.Route, hints: task_pb2.Hints) -> tuple[Step, ...]:
+    """Returns the steps of a route, the report last."""
+    steps: list[Step] = []
+    for capability in route.capabilities:
+        if capability == Capability.CAPABILITY_TERMINAL:
+            steps += [Step(capability, index) for index in range(len(hints.commands))]
+        else:
+            steps.append(Step(capability))
+    return (*steps, Step(Capability.CAPABILITY_REPORT_WRITER))
+
+
+def summary_of(step: Step, objective: str, hints: task_pb2.Hints) -> str:
+    """Returns what a step asks for, as a person would say it, at most 500 characters."""
+    if step.capability == Capability.CAPABILITY_REPORT_WRITER:
+        return "Write the report."
+    if step.command_index is None:
+        return objective[:SUMMARY_CHARS]
+    command = hints.commands[step.command_index]
+    return (shlex.join(command.argv) if command.argv else command.script)[:SUMMARY_CHARS]
+
+
+def timeout_for(step: Step, hints: task_pb2.Hints, remaining: float) -> float:
+    """Returns the seconds a call may take: the step's own limit, never more than what remains of the task."""
+    if step.capability == Capability.CAPABILITY_REPORT_WRITER:
+        return min(REPORT_TIMEOUT_S, remaining)
+    if step.command_index is None:
+        return min(_seconds(hints.research.timeout, RESEARCH_TIMEOUT_S) + GRACE_S, remaining)
+    wall_time = hints.commands[step.command_index].limits.wall_time
+    return min(_seconds(wall_time, remaining) + GRACE_S, remaining)
+
+
+def _seconds(duration: Any, default: float) -> float:
+    nanoseconds: int = duration.ToNanoseconds()
+    return nanoseconds / 1e9 if nanoseconds else default
+
+
+def request_for(step: Step, call_id: str, state: "TaskState") -> WorkerRequest:
+    """Returns the request a step sends to its worker."""
+    if step.capability == Capability.CAPABILITY_REPORT_WRITER:
+        return _write_report(state)
+    if step.command_index is None:
+        return _research(state)
+    return terminal_pb2.RunRequest(
+        call_id=call_id,
+        command=state.hints.commands[step.command_index],
+        correlation_id=state.task.correlation_id,
+    )
+
+
+def _research(state: "TaskState") -> researcher_pb2.ResearchRequest:
+    hints = state.hints.research
+    budget = researcher_pb2.ResearchBudget(max_findings=hints.max_findings)
+    budget.wall_time.FromNanoseconds(int(_seconds(hints.timeout, RESEARCH_TIMEOUT_S) * 1e9))
+    return researcher_pb2.ResearchRequest(
+        objective=state.task.objective,
+        sources=hints.sources,
+        budget=budget,
+        correlation_id=state.task.correlation_id,
+    )
+
+
+def _write_report(state: "TaskState") -> report_writer_pb2.WriteReportRequest:
+    """Everything in it comes from the log, so that a repeat after a crash is the same request."""
+    task = state.task
+    request = report_writer_pb2.WriteReportRequest(
+        task_id=task.task_id,
+        objective=task.objective,
+        gaps=state.gaps,
+        provenance=report_writer_pb2.Provenance(
+            correlation_id=task.correlation_id,
+            project_id=task.project_id,
+            created_at=task.created_at,
+            conductor_version=VERSION,
+            workers=state.runs,
+        ),
+    )
+    for result in state.results:
+        if result.WhichOneof("result") == "research":
+            request.findings.extend(result.research.findings)
+            request.gaps.extend(result.research.gaps)
+        elif result.WhichOneof("result") == "command":
+            request.commands.append(result.command)
+    return request

@@ -1,0 +1,439 @@
+"""The state machine of a task: which worker comes next, and how it ends. Pure and total.
+
+    TABLE  (status, command) → what happens. A pair that is missing changes nothing when it comes from inside (a late,
+           repeated or unknown answer) and is refused when a caller asked for it.
+
+A task is a list of steps: research, one step for each command, and the report. One step is under way at a time.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from conductor.v1 import conductor_pb2, error_pb2, event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+
+from services.common.errors import Reason, Refusal, typed
+from services.conductor.events import task_event
+from services.conductor.protocol import (
+    NOTHING,
+    SECOND,
+    Answered,
+    CallWorker,
+    CancelCall,
+    Decision,
+    Effect,
+    Given,
+    Proceed,
+    ProceedLater,
+    Progressed,
+    Resume,
+    Submit,
+    TaskCommand,
+)
+from services.conductor.state.requests import Step, plan, request_for, summary_of, timeout_for
+
+Status = task_pb2.TaskStatus
+StatusValue: TypeAlias = "task_pb2.TaskStatus.ValueType"
+Capability = task_pb2.Capability
+
+NONE = Status.TASK_STATUS_UNSPECIFIED  # before the task exists
+QUEUED = Status.TASK_STATUS_QUEUED
+RUNNING = Status.TASK_STATUS_RUNNING
+WAITING = Status.TASK_STATUS_WAITING_WORKER
+COMPLETED = Status.TASK_STATUS_COMPLETED
+FAILED = Status.TASK_STATUS_FAILED
+CANCELLED = Status.TASK_STATUS_CANCELLED
+TERMINAL = frozenset({COMPLETED, FAILED, CANCELLED})
+
+DEFAULT_DESKTOP = "default"
+DEFAULT_DEADLINE_S = 600
+DEFAULT_ATTEMPTS = 2
+BACKOFF_S = 0.2  # before the second attempt; doubles with each further one
+MAX_BACKOFF_S = 5.0
+MAX_PROGRESS = 50  # progress events kept of one call; a chatty worker cannot flood the log
+
+PHASES: Mapping[int, str] = {
+    Capability.CAPABILITY_RESEARCHER: "research",
+    Capability.CAPABILITY_TERMINAL: "terminal",
+    Capability.CAPABILITY_REPORT_WRITER: "report",
+}
+INTAKE, ROUTING, DONE = "intake", "routing", "done"
+
+# After these answers of the Terminal nothing has run, so asking again cannot run a command twice.
+NEVER_RAN = frozenset({Reason.ERROR_REASON_WORKER_UNAVAILABLE, Reason.ERROR_REASON_OVER_CAPACITY})
+# After these answers the Terminal may take the Researcher's place.
+FALLBACK = frozenset({Reason.ERROR_REASON_WORKER_UNAVAILABLE, Reason.ERROR_REASON_WORKER_TIMEOUT})
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """What the events of a task add up to. `task` is what a client may see; the rest is what comes next."""
+
+    task: task_pb2.Task
+    hints: task_pb2.Hints = field(default_factory=task_pb2.Hints)
+    deadline: int = 0  # nanoseconds since the epoch
+    route: event_pb2.Route = field(default_factory=event_pb2.Route)
+    steps: tuple[Step, ...] = ()  # still to be done; the first is under way or next
+    call: event_pb2.WorkerCall | None = None  # open: has no result yet
+    called_at: int = 0
+    attempts: int = 0  # calls made for the first of `steps`
+    progress: int = 0  # progress events of the open call
+    results: tuple[event_pb2.WorkerResult, ...] = ()  # that did their work, in order
+    runs: tuple[report_writer_pb2.WorkerRun, ...] = ()  # one for each of `results`
+    gaps: tuple[researcher_pb2.Gap, ...] = ()  # what a replaced worker could not give
+
+
+def initial(task_id: str) -> TaskState:
+    """Returns the state before a task exists."""
+    return TaskState(task_pb2.Task(task_id=task_id))
+
+
+def decide(state: TaskState, command: TaskCommand, given: Given) -> Decision:
+    """Returns what a command leads to. Raises Refusal for a caller's illegal move; the state is never changed."""
+    handler = TABLE.get((state.task.status, type(command)))
+    if handler is not None:
+        return handler(state, command, given)
+    if isinstance(command, conductor_pb2.CancelTaskRequest):
+        found = Status.Name(state.task.status)
+        raise Refusal(
+            Reason.ERROR_REASON_ILLEGAL_TRANSITION,
+            f"The task has ended: it is {found}, and ended tasks stay as they are.",
+            found=found,
+            allowed="",
+        )
+    return NOTHING
+
+
+# ---- handlers ----
+
+
+def _submit(state: TaskState, command: Submit, given: Given) -> Decision:
+    request = command.request
+    seconds = request.hints.deadline.ToNanoseconds() or DEFAULT_DEADLINE_S * SECOND
+    started = event_pb2.TaskStarted(objective=request.objective, output_mode=request.output_mode, hints=request.hints)
+    started.deadline.FromNanoseconds(given.at + seconds)
+    scope = task_pb2.Scope()
+    scope.CopyFrom(request.scope)
+    scope.desktop_id = request.desktop_id or DEFAULT_DESKTOP
+    task = task_pb2.Task(
+        task_id=state.task.task_id,
+        project_id=request.project_id,
+        correlation_id=given.correlation_id,
+        scope=scope,
+    )
+    return Decision((task_event(task, started, QUEUED, INTAKE),), (ProceedLater(0, needs_slot=True),))
+
+
+def _begin(state: TaskState, _: Proceed, given: Given) -> Decision:
+    """Chooses the route of a queued task and calls the first worker."""
+    asked = list(state.hints.capabilities)
+    route = event_pb2.Route(
+        capabilities=asked or [Capability.CAPABILITY_RESEARCHER],
+        reason=event_pb2.ROUTE_REASON_HINTS if asked else event_pb2.ROUTE_REASON_DEFAULT,
+    )
+    text = "as the hints ask" if asked else "the Researcher is the default"
+    return _routed(state, route, text, given)
+
+
+def _routed(state: TaskState, route: event_pb2.Route, why: str, given: Given) -> Decision:
+    names = ", then ".join(PHASES[capability] for capability in route.capabilities)
+    progress = event_pb2.TaskProgress(message=f"Route: {names} ({why}).", route=route)
+    event = task_event(state.task, progress, RUNNING, ROUTING)
+    return _and_then(state, (event,), given, _next_step)
+
+
+def _proceed(state: TaskState, _: Proceed, given: Given) -> Decision:
+    return _next_step(state, given)
+
+
+def _next_step(state: TaskState, given: Given) -> Decision:
+    """Calls the worker of the first step, unless the deadline has passed."""
+    if given.at >= state.deadline:
+        return _fail(state, _deadline_passed(state))
+    step = state.steps[0]
+    timeout = timeout_for(step, state.hints, (state.deadline - given.at) / SECOND)
+    call = event_pb2.WorkerCall(
+        call_id=given.id,
+        capability=step.capability,
+        summary=summary_of(step, state.task.objective, state.hints),
+        attempt=state.attempts + 1,
+        command_index=step.command_index,
+    )
+    call.deadline.FromNanoseconds(given.at + int(timeout * SECOND))
+    request = request_for(step, given.id, state)
+    event = task_event(state.task, call, WAITING, PHASES[step.capability])
+    return Decision((event,), (CallWorker(given.id, step.capability, request, timeout),))
+
+
+def _progressed(state: TaskState, command: Progressed, _: Given) -> Decision:
+    if not _is_open(state, command.call_id) or state.progress >= MAX_PROGRESS:
+        return NOTHING
+    phase = PHASES[state.steps[0].capability]
+    return Decision((task_event(state.task, command.progress, WAITING, phase),))
+
+
+def _answered(state: TaskState, command: Answered, given: Given) -> Decision:
+    if not _is_open(state, command.result.call_id):
+        return NOTHING
+    result = _settled(state, command.result, given)
+    phase = PHASES[result.capability]
+    event = task_event(state.task, result, RUNNING, phase)
+    return _and_then(state, (event,), given, lambda after, at: _after_result(after, result, at))
+
+
+def _settled(state: TaskState, result: event_pb2.WorkerResult, given: Given) -> event_pb2.WorkerResult:
+    """Completes a worker's answer: its duration, and what a command's end means for the task."""
+    settled = event_pb2.WorkerResult()
+    settled.CopyFrom(result)
+    settled.duration.FromNanoseconds(max(0, given.at - state.called_at))
+    if settled.WhichOneof("result") == "command" and not settled.HasField("error"):
+        error = _command_error(settled.command, state.steps[0].command_index)
+        if error is not None:
+            settled.error.CopyFrom(error)
+    return settled
+
+
+def _command_error(record: report_writer_pb2.CommandRecord, index: int | None) -> error_pb2.TypedError | None:
+    result = record.result
+    number = (index or 0) + 1
+    if result.end == terminal_pb2.COMMAND_END_EXITED:
+        if result.exit_code == 0 or record.command.allow_failure:
+            return None
+        text = f"Command {number} exited with {result.exit_code}. Mark it allow_failure if that is an answer."
+        return typed(Reason.ERROR_REASON_COMMAND_FAILED, text, exit_code=result.exit_code, command=number)
+    end = terminal_pb2.CommandEnd.Name(result.end)
+    if result.end == terminal_pb2.COMMAND_END_SIGNALED:
+        text = f"Command {number} was ended by signal {result.signal}."
+        return typed(Reason.ERROR_REASON_COMMAND_FAILED, text, signal=result.signal, command=number)
+    text = f"Command {number} was killed: {end}. Raise that limit in hints.commands if it is too low."
+    return typed(Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED, text, limit=end, command=number)
+
+
+def _after_result(state: TaskState, result: event_pb2.WorkerResult, given: Given) -> Decision:
+    """Decides what follows a recorded result. `state` includes it already."""
+    if result.HasField("error"):
+        return _after_failure(state, result, given)
+    if result.capability == Capability.CAPABILITY_REPORT_WRITER:
+        return _complete(state, result.report.path)
+    nothing_found = result.capability == Capability.CAPABILITY_RESEARCHER and not result.research.findings
+    if nothing_found and _may_fall_back(state):
+        return _fall_back(state, event_pb2.ROUTE_REASON_NO_FINDINGS, "the Researcher reports no findings", given)
+    return _next_step(state, given)
+
+
+def _after_failure(state: TaskState, result: event_pb2.WorkerResult, given: Given) -> Decision:
+    error = result.error
+    if given.at >= state.deadline:
+        return _fail(state, _deadline_passed(state))
+    if (
+        error.retryable
+        and _may_repeat(state, error)
+        and state.attempts < (state.hints.max_attempts or DEFAULT_ATTEMPTS)
+    ):
+        wait = min(BACKOFF_S * 2 ** (state.attempts - 1), MAX_BACKOFF_S)
+        return Decision(effects=(ProceedLater(wait),))
+    if result.capability == Capability.CAPABILITY_RESEARCHER and error.reason in FALLBACK and _may_fall_back(state):
+        reason = event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE
+        return _fall_back(state, reason, "the Researcher is unavailable", given)
+    return _fail(state, error)
+
+
+def _may_repeat(state: TaskState, error: error_pb2.TypedError) -> bool:
+    """Only a command can do harm by being done twice; everything else may be asked again."""
+    index = state.steps[0].command_index
+    return index is None or error.reason in NEVER_RAN or state.hints.commands[index].idempotent
+
+
+def _may_fall_back(state: TaskState) -> bool:
+    return state.route.reason == event_pb2.ROUTE_REASON_DEFAULT and len(state.hints.commands) > 0
+
+
+def _fall_back(state: TaskState, reason: event_pb2.RouteReason.ValueType, why: str, given: Given) -> Decision:
+    return _routed(state, event_pb2.Route(capabilities=[Capability.CAPABILITY_TERMINAL], reason=reason), why, given)
+
+
+def _resume(state: TaskState, _: Resume, given: Given) -> Decision:
+    """Takes up a task whose caller of workers is gone."""
+    if state.call is None:
+        return Decision(effects=(ProceedLater(0, needs_slot=True),))
+    text = "Conductor stopped while the call was under way, so its outcome is not known. Submit the task again."
+    error = typed(Reason.ERROR_REASON_OUTCOME_UNKNOWN, text, call_id=state.call.call_id)
+    lost = event_pb2.WorkerResult(call_id=state.call.call_id, capability=state.call.capability, error=error)
+    lost.duration.FromNanoseconds(max(0, given.at - state.called_at))
+    event = task_event(state.task, lost, RUNNING, PHASES[lost.capability])
+    if not _may_repeat(state, error):
+        return _and_then(state, (event,), given, lambda after, _: _fail(after, error))
+    # A crash of ours is no attempt of the worker's: the step is done again even after its last attempt.
+    return Decision((event,), (ProceedLater(0, needs_slot=True),))
+
+
+def _cancel(state: TaskState, command: conductor_pb2.CancelTaskRequest, given: Given) -> Decision:
+    events: tuple[event_pb2.Event, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    if state.call is not None:
+        error = typed(Reason.ERROR_REASON_TASK_CANCELLED, "The task was cancelled.", task_id=state.task.task_id)
+        stopped = event_pb2.WorkerResult(call_id=state.call.call_id, capability=state.call.capability, error=error)
+        stopped.duration.FromNanoseconds(max(0, given.at - state.called_at))
+        events = (task_event(state.task, stopped, RUNNING, PHASES[stopped.capability]),)
+        effects = (CancelCall(state.call.call_id),)
+    cancelled = event_pb2.TaskCancelled(reason=command.reason)
+    return Decision((*events, task_event(state.task, cancelled, CANCELLED, DONE)), effects)
+
+
+# ---- endings ----
+
+
+def _complete(state: TaskState, path: str) -> Decision:
+    completed = event_pb2.TaskCompleted(
+        report_path=path,
+        output_mode=state.task.output_mode,
+        writer_window_props=task_pb2.WriterWindowProps(path=path, preview_mode=True),
+    )
+    return Decision((task_event(state.task, completed, COMPLETED, DONE),))
+
+
+def _fail(state: TaskState, error: error_pb2.TypedError) -> Decision:
+    return Decision((task_event(state.task, event_pb2.TaskFailed(error=error), FAILED, DONE),))
+
+
+def _deadline_passed(state: TaskState) -> error_pb2.TypedError:
+    seconds = (state.deadline - state.task.created_at.ToNanoseconds()) / SECOND
+    text = f"The task did not end within its deadline of {seconds:g} s. Give hints.deadline more time."
+    return typed(Reason.ERROR_REASON_TASK_DEADLINE_EXCEEDED, text, deadline_s=f"{seconds:g}")
+
+
+# ---- helpers of decisions ----
+
+
+def _is_open(state: TaskState, call_id: str) -> bool:
+    return state.call is not None and state.call.call_id == call_id
+
+
+def _and_then(
+    state: TaskState,
+    events: tuple[event_pb2.Event, ...],
+    given: Given,
+    then: Callable[[TaskState, Given], Decision],
+) -> Decision:
+    """Decides further from the state these events lead to; both decisions become one."""
+    after = state
+    for event in events:
+        stamped = event_pb2.Event()
+        stamped.CopyFrom(event)
+        stamped.occurred_at.FromNanoseconds(given.at)
+        after = evolve(after, stamped)
+    decision = then(after, given)
+    return Decision(events + decision.events, decision.effects)
+
+
+# (status, command) → handler. What is missing is ignored or refused, see decide.
+TABLE: Mapping[tuple[StatusValue, type], Callable[..., Decision]] = {
+    (NONE, Submit): _submit,
+    (QUEUED, Proceed): _begin,
+    (QUEUED, Resume): _resume,
+    (QUEUED, conductor_pb2.CancelTaskRequest): _cancel,
+    (RUNNING, Proceed): _proceed,
+    (RUNNING, Resume): _resume,
+    (RUNNING, conductor_pb2.CancelTaskRequest): _cancel,
+    (WAITING, Progressed): _progressed,
+    (WAITING, Answered): _answered,
+    (WAITING, Resume): _resume,
+    (WAITING, conductor_pb2.CancelTaskRequest): _cancel,
+}
+
+
+# ---- evolve ----
+
+
+def evolve(state: TaskState, event: event_pb2.Event) -> TaskState:
+    """Returns the state after one event. Total: every event of a task has its fold."""
+    task = task_pb2.Task()
+    task.CopyFrom(state.task)
+    task.status = Status.Value(event.status)
+    return FOLDS[event.WhichOneof("payload") or ""](replace(state, task=task), event)
+
+
+def _on_started(state: TaskState, event: event_pb2.Event) -> TaskState:
+    started, task = event.task_started, state.task
+    task.correlation_id = event.correlation_id
+    task.objective = started.objective
+    task.output_mode = started.output_mode
+    task.project_id = event.project_id
+    task.desktop_id = event.scope.desktop_id
+    task.scope.CopyFrom(event.scope)
+    task.created_at.CopyFrom(event.occurred_at)
+    return replace(state, hints=started.hints, deadline=started.deadline.ToNanoseconds())
+
+
+def _on_progress(state: TaskState, event: event_pb2.Event) -> TaskState:
+    progress = event.task_progress
+    if not progress.HasField("route"):
+        return replace(state, progress=state.progress + 1)
+    gaps = state.gaps
+    if not state.task.HasField("started_at"):
+        state.task.started_at.CopyFrom(event.occurred_at)
+    elif progress.route.reason == event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE:
+        detail = "The Researcher was unavailable; no documents were searched."
+        gap = researcher_pb2.Gap(kind=researcher_pb2.GAP_KIND_NOT_FOUND, subject="research", detail=detail)
+        gaps = (*gaps, gap)
+    steps = plan(progress.route, state.hints)
+    return replace(state, route=progress.route, steps=steps, attempts=0, gaps=gaps)
+
+
+def _on_call(state: TaskState, event: event_pb2.Event) -> TaskState:
+    call = event.worker_call
+    state.task.attempt = call.attempt
+    at = event.occurred_at.ToNanoseconds()
+    return replace(state, call=call, called_at=at, attempts=call.attempt, progress=0)
+
+
+def _on_result(state: TaskState, event: event_pb2.Event) -> TaskState:
+    result = event.worker_result
+    if result.HasField("error"):
+        return replace(state, call=None)
+    run = report_writer_pb2.WorkerRun(
+        service=PHASES[result.capability], call_id=result.call_id, ended_at=event.occurred_at
+    )
+    run.started_at.FromNanoseconds(state.called_at)
+    return replace(
+        state,
+        call=None,
+        steps=state.steps[1:],
+        attempts=0,
+        results=(*state.results, result),
+        runs=(*state.runs, run),
+    )
+
+
+def _on_completed(state: TaskState, event: event_pb2.Event) -> TaskState:
+    state.task.report_path = event.task_completed.report_path
+    state.task.writer_window_props.CopyFrom(event.task_completed.writer_window_props)
+    return _ended(state, event)
+
+
+def _on_failed(state: TaskState, event: event_pb2.Event) -> TaskState:
+    state.task.error.CopyFrom(event.task_failed.error)
+    return _ended(state, event)
+
+
+def _on_cancelled(state: TaskState, event: event_pb2.Event) -> TaskState:
+    reason = event.task_cancelled.reason
+    text = f"The task was cancelled: {reason}" if reason else "The task was cancelled."
+    state.task.error.CopyFrom(typed(Reason.ERROR_REASON_TASK_CANCELLED, text, task_id=state.task.task_id))
+    return _ended(state, event)
+
+
+def _ended(state: TaskState, event: event_pb2.Event) -> TaskState:
+    state.task.completed_at.CopyFrom(event.occurred_at)
+    return state
+
+
+FOLDS: Mapping[str, Callable[[TaskState, event_pb2.Event], TaskState]] = {
+    "task_started": _on_started,
+    "task_progress": _on_progress,
+    "worker_call": _on_call,
+    "worker_result": _on_result,
+    "task_completed": _on_completed,
+    "task_failed": _on_failed,
+    "task_cancelled": _on_cancelled,
+}

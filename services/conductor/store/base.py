@@ -1,0 +1,220 @@
+"""The log behind one small interface, its value types, and group commit, which every engine shares."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from conductor.v1 import event_pb2
+
+Kind: TypeAlias = Literal["task", "project"]
+Key: TypeAlias = tuple[Kind, str]
+
+MAX_BATCH = 512  # appends in one transaction: bounds how long the first of them waits
+
+
+class StoreUnavailable(Exception):
+    """The log cannot be written or read now: locked, full or broken. Nothing of the attempt was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """An idempotency key, and the answer a repeat shall get."""
+
+    key: str
+    fingerprint: bytes
+    response: bytes
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an earlier request of the same key was, and got."""
+
+    fingerprint: bytes
+    pos: int
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The row that shows a task or project after the events appended with it."""
+
+    status: int
+    finished: bool
+    project_id: str
+    desktop_id: str
+    created_at: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Events of one task or project, to be appended at an expected version, with the state they lead to.
+
+    Attributes:
+        version: seq of the last event the writer has seen; 0 when the stream shall begin.
+        epoch: fencing token the writer holds; for a new stream, the one it begins with.
+        owner: replica that works on it; None when nobody has to.
+    """
+
+    key: Key
+    version: int
+    epoch: int
+    owner: str | None
+    events: Sequence[event_pb2.Event]
+    view: View
+    request: RequestKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The append is durable. Its events stand at positions up to `pos`, with seq up to `version`."""
+
+    pos: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Somebody else wrote first, or took the lease. Nothing was kept."""
+
+
+Outcome: TypeAlias = Appended | Conflict | Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """All events of one task or project, with its version and fencing token."""
+
+    events: Sequence[event_pb2.Event]
+    version: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One task or project as shown, current through position `through`."""
+
+    id: str
+    created_at: int
+    state: bytes
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events after a cursor. Everything that matches through position `through` is in it."""
+
+    events: Sequence[event_pb2.Event]
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which rows to list, newest first. None and 0 match anything; `before` is (created_at, id) of the last one."""
+
+    kind: Kind
+    status: int = 0
+    project_id: str | None = None
+    desktop_id: str | None = None
+    before: tuple[int, str] | None = None
+    limit: int = 50
+
+
+class Store(Protocol):
+    """The log. Every method raises StoreUnavailable when the engine cannot serve it."""
+
+    async def append(self, append: Append) -> Outcome:
+        """Makes an append durable, or changes nothing and says why not."""
+
+    async def stream(self, key: Key) -> Stream:
+        """Returns all events of one task or project; an empty stream of version 0 when there is none."""
+
+    async def row(self, key: Key) -> Row | None:
+        """Returns the newest state of one task or project."""
+
+    async def list(self, listing: Listing) -> Sequence[Row]:
+        """Returns rows, newest first."""
+
+    async def answer(self, request_key: str) -> Answer | None:
+        """Returns what an idempotency key was used for."""
+
+    async def read(self, after: int, limit: int, key: Key | None = None) -> Page:
+        """Returns events behind a position: all, those of a task, or those of a project and its tasks."""
+
+    async def bounds(self) -> tuple[int, int]:
+        """Returns (low, head): the log holds the events at positions low < pos <= head."""
+
+    async def claim(self, owner: str) -> Sequence[str]:
+        """Takes over every unfinished task: sets its owner, bumps its epoch. Returns their ids, oldest first."""
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Calls the listener in the event loop after every transaction that appended events."""
+
+    async def close(self) -> None:
+        """Ends all work. Appends under way are finished first."""
+
+
+class GroupCommit:
+    """Turns whatever queued up during the last commit into the next one.
+
+    One commit costs one fsync however many appends it holds, so throughput grows with load and a lone append waits for
+    nobody.
+
+    Args:
+        commit: makes a batch durable and returns one outcome each. No two appends of a batch are for the same key.
+        committed: called after each batch in which something was appended.
+    """
+
+    def __init__(
+        self, commit: Callable[[Sequence[Append]], Awaitable[Sequence[Outcome]]], committed: Callable[[], None]
+    ) -> None:
+        self._commit = commit
+        self._committed = committed
+        self._waiting: list[tuple[Append, asyncio.Future[Outcome]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def append(self, append: Append) -> Outcome:
+        """Waits until the append is durable or refused."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((append, future))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+        # The commit is not the caller's alone: a caller that goes away must not tear down the others'.
+        return await asyncio.shield(future)
+
+    async def close(self) -> None:
+        """Waits for everything that was handed in."""
+        if self._writer is not None:
+            await self._writer
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch = self._take()
+            try:
+                outcomes = await self._commit([append for append, _ in batch])
+            except StoreUnavailable as error:
+                for _, future in batch:
+                    future.set_exception(error)
+                continue
+            if any(isinstance(outcome, Appended) for outcome in outcomes):
+                self._committed()
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                future.set_result(outcome)
+        self._writer = None
+
+    def _take(self) -> list[tuple[Append, asyncio.Future[Outcome]]]:
+        """Takes the next batch: in order, and each key once, so that an engine may do it in one statement."""
+        batch: list[tuple[Append, asyncio.Future[Outcome]]] = []
+        rest: list[tuple[Append, asyncio.Future[Outcome]]] = []
+        keys: set[Key] = set()
+        for item in self._waiting:
+            key = item[0].key
+            if len(batch) < MAX_BATCH and key not in keys:
+                batch.append(item)
+            else:
+                rest.append(item)
+            keys.add(key)
+        self._waiting = rest
+        return batch

@@ -1,0 +1,149 @@
+"""Shared by all tests: a clean environment, a whole Conductor on a free port, and waiting with a deadline."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, task_pb2
+
+from services.common.server import Service, new_id
+from services.conductor.actor import Actor
+from services.conductor.api import ConductorApi
+from services.conductor.router import GrpcRouter
+from services.conductor.state.task import TERMINAL
+from services.conductor.store.sqlite import SqliteStore
+from services.conductor.subscribe import Subscriptions, Tail
+from services.conductor.views import Views
+from tests.fakes import Workers
+
+PREFIXES = ("CONDUCTOR_", "RESEARCHER_", "TERMINAL_", "REPORT_WRITER_", "EDGE_")
+MARKDOWN = task_pb2.OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(PREFIXES):
+            monkeypatch.delenv(name)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
+    """Waits until a condition, sync or async, is true, and returns its value. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class Clock:
+    """A clock that tests move. Nanoseconds."""
+
+    now: int = 1_800_000_000_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += int(seconds * 1e9)
+
+
+@dataclass
+class Running:
+    """A whole Conductor on a free port, with its parts in reach."""
+
+    store: Any
+    actor: Actor
+    tail: Tail
+    router: GrpcRouter
+    service: Service
+    channel: grpc.aio.Channel
+    stub: Any
+
+    async def execute(self, objective: str = "At what temperature does water boil?", **fields: Any) -> Any:
+        request = conductor_pb2.ExecuteRequest(objective=objective, output_mode=MARKDOWN, **fields)
+        return await self.stub.Execute(request)
+
+    async def ended(self, task_id: str, seconds: float = 10) -> task_pb2.Task:
+        """Waits until a task has ended and returns it."""
+
+        async def look() -> task_pb2.Task | None:
+            task = await self.stub.GetTask(conductor_pb2.GetTaskRequest(task_id=task_id))
+            return task if task.status in TERMINAL else None
+
+        return await until(look, seconds)
+
+    async def events(self, task_id: str = "", project_id: str = "") -> list[event_pb2.Event]:
+        """Returns all events of a task, of a project, or of the log, as stored."""
+        key = ("task", task_id) if task_id else ("project", project_id) if project_id else None
+        return list((await self.store.read(0, 100_000, key)).events)
+
+    async def kill(self) -> None:
+        """Ends everything at once, as a crash would; the store's file stays as the last commit left it."""
+        self.actor._stopping = True
+        await self.tail.close()
+        await self.router.close()
+        await self.channel.close()
+        await self.service.server.stop(0)
+        await self.store.close()
+
+
+async def start_conductor(path: Path, workers: Workers, **options: Any) -> Running:
+    """Starts a Conductor on a store file, as its composition root does."""
+    store = options.pop("wrap", lambda real: real)(SqliteStore(path))
+    heartbeat, max_streams = options.pop("heartbeat", 30.0), options.pop("max_streams", 100)
+    router = GrpcRouter(workers.targets())
+    defaults = {"clock": time.time_ns, "new_id": new_id, "instance": "test", "max_in_flight": 64, "max_queued": 1000}
+    actor = Actor(store, router, **{**defaults, **options})
+    tail = Tail(store)
+    await tail.start()
+    service = Service("127.0.0.1:0", ["conductor.v1.Conductor"])
+    api = ConductorApi(actor, Views(store), Subscriptions(store, tail, heartbeat, max_streams), router)
+    conductor_pb2_grpc.add_ConductorServicer_to_server(api, service.server)
+    await actor.recover()
+    await service.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{service.port}")
+    return Running(store, actor, tail, router, service, channel, conductor_pb2_grpc.ConductorStub(channel))
+
+
+@pytest.fixture
+async def workers() -> AsyncIterator[Workers]:
+    workers = await Workers().start()
+    yield workers
+    await workers.stop()
+
+
+@pytest.fixture
+async def conductor(tmp_path: Path, workers: Workers) -> AsyncIterator[Running]:
+    running = await start_conductor(tmp_path / "conductor.db", workers)
+    yield running
+    await running.kill()
+
+
+@contextlib.contextmanager
+def refused(code: grpc.StatusCode) -> Iterator[list[grpc.aio.AioRpcError]]:
+    """Expects a call to be refused with a code; the list then holds the error."""
+    caught: list[grpc.aio.AioRpcError] = []
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        yield caught
+    caught.append(info.value)
+    assert info.value.code() == code, info.value.details()
+
+
+def numbered(prefix: str) -> Callable[[], str]:
+    """Returns an id maker that counts: prefix-1, prefix-2, …"""
+    counter = itertools.count(1)
+    return lambda: f"{prefix}-{next(counter)}"
