@@ -1,6 +1,7 @@
 """A whole running system for each module: five real processes on free ports, sharing nothing with others."""
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -30,7 +31,7 @@ def documents(tmp_path: Path) -> Path:
 @pytest.fixture
 async def stack(tmp_path: Path, documents: Path) -> AsyncIterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="conductor-test-") as workspaces:
-        Path(workspaces).chmod(0o711)
+        os.chmod(workspaces, 0o711)  # noqa: PTH101  a path of tempfile
         environ = {"RESEARCHER_ROOTS": str(documents), "TERMINAL_WORKSPACES": workspaces}
         async with Stack(tmp_path / "run", environ=environ) as stack:
             yield stack
