@@ -73,7 +73,7 @@ class ConductorSettings:
     """Settings of the Conductor service."""
 
     listen: str = _setting(_address, "127.0.0.1:50051")
-    store: str = _setting(_text, "var/conductor.db")  # path of the SQLite file
+    store: Path = _setting(_path, "var/conductor.db")  # the SQLite file
     researcher: str = _setting(_target, "127.0.0.1:50052")
     terminal: str = _setting(_target, "127.0.0.1:50053")
     report_writer: str = _setting(_target, "127.0.0.1:50054")

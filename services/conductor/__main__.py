@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from pathlib import Path
 
 from conductor.v1 import conductor_pb2_grpc, task_pb2
 
@@ -25,7 +24,7 @@ async def serve(stop: asyncio.Event) -> None:
     """Serves until the event is set: opens the store, recovers, listens; stops in the opposite order."""
     settings = load(ConductorSettings)
     service = Service(settings.listen, [FULL_NAME])
-    store = SqliteStore(Path(settings.store))
+    store = SqliteStore(settings.store)
     router = GrpcRouter(
         {
             task_pb2.CAPABILITY_RESEARCHER: settings.researcher,

@@ -167,10 +167,10 @@ class Actor:
             except StoreUnavailable as error:
                 box.state = None  # what was remembered may be what could not be written
                 if message.reply is None and not self._stopping:
-                    log.error("store unavailable, %s %s waits: %s", *box.key, error)
+                    log.error("store unavailable, %s %s waits: %s", *box.key, error.cause)
                     await asyncio.sleep(STORE_RETRY_S)
                     continue
-                _refuse(message, _unavailable(error))
+                _refuse(message, error)
             except Refusal as refusal:
                 _refuse(message, refusal)
             except Exception as error:  # a bug must cost one message, not the mailbox and all that wait in it
@@ -192,7 +192,7 @@ class Actor:
                 key, _ = self._idle_projects.popitem(last=False)
                 if self._mailboxes[key].worker is None:
                     del self._mailboxes[key]
-        elif box.state is None or box.version == 0 or box.machine.view(box.state).finished:
+        elif box.state is None or box.version == 0 or box.machine.finished(box.state):
             del self._mailboxes[box.key]
             self._release(box.key)
 
@@ -306,11 +306,6 @@ def _shown(box: _Mailbox, pos: int) -> Message:
 def _refuse(message: _Message, error: Exception) -> None:
     if message.reply is not None:
         message.reply.set_exception(error)
-
-
-def _unavailable(error: StoreUnavailable) -> Refusal:
-    text = "The log cannot be written or read now, and nothing has changed. Ask again later."
-    return Refusal(Reason.ERROR_REASON_STORE_UNAVAILABLE, text, cause=str(error).partition(":")[0])
 
 
 def _lost_race(key: Key) -> Refusal:

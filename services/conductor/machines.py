@@ -23,14 +23,23 @@ class Machine:
     decide: Callable[[Any, Any, Given], Decision]
     evolve: Callable[[Any, Any], Any]
     view: Callable[[Any], View]
+    finished: Callable[[Any], bool]
     first_epoch: int
+
+
+def _task_finished(state: task.TaskState) -> bool:
+    return state.task.status in task.TERMINAL
+
+
+def _project_finished(_: project_pb2.ProjectState) -> bool:
+    return False  # it can always go back to an earlier stage
 
 
 def _task_view(state: task.TaskState) -> View:
     shown = state.task
     return View(
         status=shown.status,
-        finished=shown.status in task.TERMINAL,
+        finished=_task_finished(state),
         project_id=shown.project_id,
         desktop_id=shown.desktop_id,
         created_at=shown.created_at.ToNanoseconds(),
@@ -41,7 +50,7 @@ def _task_view(state: task.TaskState) -> View:
 def _project_view(state: project_pb2.ProjectState) -> View:
     return View(
         status=0,
-        finished=False,
+        finished=_project_finished(state),
         project_id=state.project_id,
         desktop_id="",
         created_at=state.created_at.ToNanoseconds(),
@@ -50,6 +59,8 @@ def _project_view(state: project_pb2.ProjectState) -> View:
 
 
 MACHINES: Mapping[Kind, Machine] = {
-    "task": Machine(task.initial, task.decide, task.evolve, _task_view, first_epoch=1),
-    "project": Machine(project.initial, project.decide, project.evolve, _project_view, first_epoch=0),
+    "task": Machine(task.initial, task.decide, task.evolve, _task_view, _task_finished, first_epoch=1),
+    "project": Machine(
+        project.initial, project.decide, project.evolve, _project_view, _project_finished, first_epoch=0
+    ),
 }

@@ -7,6 +7,7 @@ in the tail, so a subscriber whom a commit does not concern costs the writer not
 
 import asyncio
 import contextlib
+import logging
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,9 +18,12 @@ from google.protobuf import json_format
 
 from services.common.errors import Reason, Refusal
 from services.conductor.events import CHECKPOINT
-from services.conductor.store.base import Key, Page, Store
+from services.conductor.store.base import Key, Page, Store, StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 PAGE = 1000  # events read from the store at once
+READ_AGAIN_S = 0.5  # pause after the log could not be read
 TAIL = 4096  # newest events kept in memory
 RETRY_MS = 2000  # how soon a browser reconnects
 SSE_OPEN = f"retry: {RETRY_MS}\n\n".encode()
@@ -105,11 +109,19 @@ class Tail:
         while True:
             await self._committed.wait()
             self._committed.clear()
-            while (page := await self._store.read(self.head, PAGE)).events:
-                self._events.extend(page.events)
-                del self._events[:-TAIL]
-                self.head = page.through
-                self._ring(page.events)
+            try:
+                await self._catch_up()
+            except StoreUnavailable as error:
+                log.error("the log cannot be read, subscribers wait: %s", error.cause)
+                await asyncio.sleep(READ_AGAIN_S)
+                self._committed.set()
+
+    async def _catch_up(self) -> None:
+        while (page := await self._store.read(self.head, PAGE)).events:
+            self._events.extend(page.events)
+            del self._events[:-TAIL]
+            self.head = page.through
+            self._ring(page.events)
 
     def _ring(self, events: Sequence[event_pb2.Event]) -> None:
         interests: set[Key | None] = {None}

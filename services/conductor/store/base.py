@@ -7,14 +7,25 @@ from typing import Literal, Protocol, TypeAlias
 
 from conductor.v1 import event_pb2
 
+from services.common.errors import Reason, Refusal
+
 Kind: TypeAlias = Literal["task", "project"]
 Key: TypeAlias = tuple[Kind, str]
 
 MAX_BATCH = 512  # appends in one transaction: bounds how long the first of them waits
 
 
-class StoreUnavailable(Exception):
-    """The log cannot be written or read now: locked, full or broken. Nothing of the attempt was kept."""
+class StoreUnavailable(Refusal):
+    """The log cannot be written or read now: locked, full or broken. Nothing of the attempt was kept.
+
+    Args:
+        cause: what the engine said, beginning with the name of its error.
+    """
+
+    def __init__(self, cause: str) -> None:
+        text = "The log cannot be written or read now, and nothing has changed. Ask again later."
+        super().__init__(Reason.ERROR_REASON_STORE_UNAVAILABLE, text, cause=cause.partition(":")[0])
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True)
