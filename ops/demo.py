@@ -25,6 +25,7 @@ RUN_DIR = ROOT / "var" / "demo"
 REPORTS = ROOT / "reports"
 CALL_TIMEOUT_S = 60
 PROJECT = "demo"
+QUESTION = "What happens to a command whose outcome is unknown after a crash?"  # the project's own docs say it
 MODE = "OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER"
 
 
@@ -66,11 +67,28 @@ class Edge:
                     yield json.loads(line.removeprefix(b"data: "))
 
 
-def show_events(edge: Edge) -> None:
+class Watcher:
     """Prints every event as it arrives, one line each."""
-    for event in edge.follow():
-        about = f"task …{event['task_id'][-6:]}" if event.get("task_id") else f"project {event['project_id']}"
-        print(f"    ⟶ {event['sequence']:>3} {event['type']:<26} {about:<14} {event['phase']}: {event['status']}")
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._seen = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._print, daemon=True).start()
+
+    def wait_for(self, sequence: str) -> None:
+        """Waits until an event has been printed, so that the lines below come after it."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._seen >= int(sequence), CALL_TIMEOUT_S):
+                raise Unexpected(f"event {sequence} did not reach its subscriber")
+
+    def _print(self) -> None:
+        for event in self._edge.follow():
+            about = f"task …{event['task_id'][-6:]}" if event.get("task_id") else f"project {event['project_id']}"
+            print(f"    ⟶ {event['sequence']:>3} {event['type']:<26} {about:<14} {event['phase']}: {event['status']}")
+            with self._changed:
+                self._seen = int(event["sequence"])
+                self._changed.notify_all()
 
 
 def expect(found: Any, wanted: Any, what: str) -> None:
@@ -78,12 +96,13 @@ def expect(found: Any, wanted: Any, what: str) -> None:
         raise Unexpected(f"{what} is {found!r}, not {wanted!r}")
 
 
-def execute(edge: Edge, objective: str, **hints: Any) -> str:
+def execute(edge: Edge, watcher: Watcher, objective: str, **hints: Any) -> str:
     """Submits an objective, waits for its end, and shows its report."""
     body: dict[str, Any] = {"objective": objective, "output_mode": MODE, "wait": "30s"}
     if hints:
         body["hints"] = hints
     answer = edge.post("/conductor/execute", body)
+    watcher.wait_for(answer["as_of_sequence"])
     print(json.dumps(answer, indent=2))
     expect(answer["status"], "TASK_STATUS_COMPLETED", "the task's status")
     report = edge.get(f"/conductor/tasks/{answer['task_id']}/report")
@@ -93,7 +112,7 @@ def execute(edge: Edge, objective: str, **hints: Any) -> str:
     return str(file.relative_to(ROOT))
 
 
-def walk_project(edge: Edge) -> None:
+def walk_project(edge: Edge, watcher: Watcher) -> None:
     """Takes a project through two gates, and shows that a late answer to the first is refused."""
     path = f"/api/projects/{PROJECT}"
     waiting = edge.post(
@@ -107,6 +126,7 @@ def walk_project(edge: Edge) -> None:
     seen = waiting["waiting_confirmation"]["confirmation_id"]
     confirm = {"stage_id": "STAGE_PARSE_INTENT", "confirmation_id": seen}
     state = edge.post(f"{path}/confirm", confirm)
+    watcher.wait_for(state["as_of_sequence"])
     expect(state["current_stage"], "STAGE_DATA_SOURCE", "the stage after the first gate")
     try:
         edge.post(f"{path}/confirm", confirm)
@@ -118,6 +138,7 @@ def walk_project(edge: Edge) -> None:
         f"{path}/plans", {"stage_id": "STAGE_DATA_SOURCE", "summary": "Use the local file.", "steps": ["Read it"]}
     )
     state = edge.post(f"{path}/confirm", {"stage_id": "STAGE_DATA_SOURCE"})
+    watcher.wait_for(state["as_of_sequence"])
     expect(state["current_stage"], "STAGE_PROFILE_DATA", "the stage after the second gate")
     expect(state["plan_approved"], True, "plan_approved")
     for stage in json.loads(edge.get(f"{path}/state"))["stages"]:
@@ -126,13 +147,13 @@ def walk_project(edge: Edge) -> None:
 
 def demonstrate(url: str) -> None:
     edge = Edge(url)
-    threading.Thread(target=show_events, args=(edge,), daemon=True).start()
-    research = execute(edge, "How does the Terminal contain a command that nobody vetted?")
+    watcher = Watcher(edge)
+    research = execute(edge, watcher, QUESTION)
+    if "### Finding 1" not in (ROOT / research).read_text():
+        raise Unexpected(f"{research} quotes no source")
     commands = [{"argv": ["uname", "-sr"]}, {"script": "seq 1 5 | awk '{s += $1} END {print s}'"}]
-    ran = execute(
-        edge, "Which kernel is this, and what is 1 + … + 5?", capabilities=["CAPABILITY_TERMINAL"], commands=commands
-    )
-    walk_project(edge)
+    ran = execute(edge, watcher, "Which kernel is this?", capabilities=["CAPABILITY_TERMINAL"], commands=commands)
+    walk_project(edge, watcher)
     print(f"\nThe reports are {research} and {ran}.")
 
 
