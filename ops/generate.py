@@ -82,7 +82,9 @@ def main() -> int:
         generate(fresh)
         if not check:
             shutil.rmtree(GEN, ignore_errors=True)
-            shutil.copytree(fresh, GEN)
+            GEN.mkdir()  # copied into, so that it does not take over the temporary folder's private mode
+            for entry in fresh.iterdir():
+                shutil.copytree(entry, GEN / entry.name) if entry.is_dir() else shutil.copy(entry, GEN)
             return 0
         want, have = contents(fresh), contents(GEN)
     stale = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))

