@@ -2,6 +2,7 @@
 
 import errno
 import random
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -61,7 +62,8 @@ def isolated(run_dir: Path, environ: Mapping[str, str], overrides: Mapping[str, 
     clean = {key: value for key, value in environ.items() if not key.startswith(ours)}
     files = {
         "CONDUCTOR_STORE": str(run_dir / "conductor.db"),
-        "TERMINAL_WORKSPACES": str(run_dir / "workspaces"),
+        # Not below run_dir: other users must be able to reach what they run in.
+        "TERMINAL_WORKSPACES": str(Path(tempfile.gettempdir(), f"conductor-workspaces-{secrets.token_hex(8)}")),
         "REPORT_WRITER_ROOT": str(run_dir / "reports"),
     }
     ports = free_ports(len(LISTEN))

@@ -8,6 +8,7 @@ async with Stack(tmp_path) as stack:                  # free ports, all files be
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -41,7 +42,7 @@ class Stack:
     """The five processes, or some of them.
 
     Args:
-        run_dir: holds log files and Envoy's configuration and, with free ports, database, workspaces and reports.
+        run_dir: holds log files and Envoy's configuration and, with free ports, database and reports.
         free_ports: True for a system that shares nothing with others; False for the addresses and folders that
             environment variables name, or their defaults.
         environ: variables on top of this process's own.
@@ -61,6 +62,7 @@ class Stack:
         tell: Tell = silence,
     ) -> None:
         self.run_dir = run_dir.absolute()
+        self._isolated = free_ports
         overrides = dict(environ or {})
         if free_ports:
             self.layout = layout.isolated(self.run_dir, os.environ, overrides)
@@ -149,6 +151,8 @@ class Stack:
         for name in STOP_ORDER:
             if name in self._running:
                 await self.kill(name, signal.SIGTERM)
+        if self._isolated:
+            shutil.rmtree(self.layout.folders["TERMINAL_WORKSPACES"], ignore_errors=True)
 
     def kill_all(self) -> None:
         """Sends SIGKILL to every process group at once, for a stop that takes too long."""

@@ -6,7 +6,9 @@ expected.
 """
 
 import os
+import re
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, TypeVar
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+MAX_PORT = 65535
+_WHOLE = re.compile("[0-9]{1,18}")  # str.isdigit knows digits that int refuses
 
 
 class ConfigError(Exception):
@@ -22,7 +26,7 @@ class ConfigError(Exception):
 
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+    if not host or not _WHOLE.fullmatch(port) or int(port) > MAX_PORT:
         raise ValueError("host:port, for example 127.0.0.1:50051")
     return text
 
@@ -34,7 +38,7 @@ def _target(text: str) -> str:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not _WHOLE.fullmatch(text) or int(text) == 0:
         raise ValueError("a whole number above 0")
     return int(text)
 
@@ -55,11 +59,19 @@ def _path(text: str) -> Path:
     return Path(text).absolute()
 
 
+def _scratch(text: str) -> Path:
+    """A folder of this user's in the temporary directory when none is named: other users must be able to reach what
+    they run in, and a home folder usually bars them."""
+    return _path(text or str(Path(tempfile.gettempdir(), f"conductor-workspaces-{os.getuid()}")))
+
+
 def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(part) for part in text.split(os.pathsep) if part)
 
 
-def _text(text: str) -> str:
+def _name(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a name")
     return text
 
 
@@ -77,7 +89,7 @@ class ConductorSettings:
     researcher: str = _setting(_target, "127.0.0.1:50052")
     terminal: str = _setting(_target, "127.0.0.1:50053")
     report_writer: str = _setting(_target, "127.0.0.1:50054")
-    instance: str = _setting(_text, f"{socket.gethostname()}-{os.getpid()}")  # name of this replica in events
+    instance: str = _setting(_name, f"{socket.gethostname()}-{os.getpid()}")  # name of this replica in events
     max_in_flight: int = _setting(_positive, "64")  # tasks with a worker called, at once
     max_queued: int = _setting(_positive, "10000")  # tasks accepted and waiting for a slot
     max_streams: int = _setting(_positive, "4000")  # open event streams
@@ -104,7 +116,7 @@ class TerminalSettings:
     """Settings of the Terminal service. `max_*` are ceilings a request cannot exceed."""
 
     listen: str = _setting(_address, "127.0.0.1:50053")
-    workspaces: Path = _setting(_path, "var/workspaces")
+    workspaces: Path = _setting(_scratch, "")
     max_commands: int = _setting(_positive, "16")  # running at once
     wall_time: float = _setting(_seconds, "60")
     max_wall_time: float = _setting(_seconds, "3600")

@@ -56,6 +56,15 @@ TABLE: dict[error_pb2.ErrorReason.ValueType, Row] = {
 }
 
 
+# What a reason of a newer version is treated as.
+UNKNOWN = Row(code_pb2.UNKNOWN, Kind.ERROR_KIND_UNSPECIFIED, False)
+
+
+def row_of(reason: error_pb2.ErrorReason.ValueType) -> Row:
+    """Returns how a reason reaches the wire, also one that this version does not know."""
+    return TABLE.get(reason, UNKNOWN)
+
+
 class Refusal(Exception):
     """A typed refusal or failure. `error` is complete: code, kind and retryable follow from its reason."""
 
@@ -78,9 +87,9 @@ class Refusal(Exception):
         return refusal
 
 
-def typed(reason: error_pb2.ErrorReason.ValueType, message: str, **metadata: object) -> error_pb2.TypedError:
+def typed(reason: error_pb2.ErrorReason.ValueType, message: str, /, **metadata: object) -> error_pb2.TypedError:
     """Builds a TypedError; kind and retryable come from the table."""
-    row = TABLE[reason]
+    row = row_of(reason)
     return error_pb2.TypedError(
         reason=reason,
         kind=row.kind,

@@ -6,9 +6,13 @@ from google.protobuf import any_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from services.common.errors import TABLE, Reason, Refusal
+from services.common.errors import Reason, Refusal, row_of
 
 DOMAIN = "conductor.v1"
+# Trailers hold 8 KiB with most clients; the message travels three times, once percent-encoded.
+MAX_TEXT = 400  # characters of a message
+MAX_VALUE = 100  # characters of a metadata value or a field's name
+MAX_VIOLATIONS = 8
 RETRY_AFTER_S = 1  # what RetryInfo asks a caller to wait when a service is over capacity
 
 
@@ -16,29 +20,42 @@ def to_status(refusal: Refusal, correlation_id: str) -> grpc.Status:
     """Turns a refusal into the status a gRPC server ends its call with.
 
     Details: ErrorInfo (reason without prefix, domain, metadata with the correlation id), the TypedError itself, and
-    BadRequest or RetryInfo where they apply.
+    BadRequest or RetryInfo where they apply. Texts are cut to what fits into trailers, which gRPC bounds.
     """
-    error = refusal.error
+    error = _cut(refusal.error)
     info = error_details_pb2.ErrorInfo(
-        reason=Reason.Name(error.reason).removeprefix("ERROR_REASON_"),
+        reason=_name(error.reason),
         domain=DOMAIN,
         metadata={**error.metadata, "correlation_id": correlation_id},
     )
     details: list[message.Message] = [info, error]
     if refusal.violations:
         bad = error_details_pb2.BadRequest()
-        for name, description in refusal.violations:
-            bad.field_violations.add(field=name, description=description)
+        for name, description in refusal.violations[:MAX_VIOLATIONS]:
+            bad.field_violations.add(field=name[:MAX_VALUE], description=description[:MAX_VALUE])
         details.append(bad)
     if error.reason == Reason.ERROR_REASON_OVER_CAPACITY:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.seconds = RETRY_AFTER_S
         details.append(retry)
-    status = status_pb2.Status(
-        code=TABLE[error.reason].code, message=error.message, details=[_pack(d) for d in details]
-    )
+    packed = [_pack(detail) for detail in details]
+    status = status_pb2.Status(code=row_of(error.reason).code, message=error.message, details=packed)
     wire: grpc.Status = rpc_status.to_status(status)
     return wire
+
+
+def _cut(error: error_pb2.TypedError) -> error_pb2.TypedError:
+    short = error_pb2.TypedError()
+    short.CopyFrom(error)
+    short.message = error.message[:MAX_TEXT]
+    for key, value in error.metadata.items():
+        short.metadata[key] = value[:MAX_VALUE]
+    return short
+
+
+def _name(reason: error_pb2.ErrorReason.ValueType) -> str:
+    known = error_pb2.ErrorReason.DESCRIPTOR.values_by_number.get(reason)
+    return known.name.removeprefix("ERROR_REASON_") if known else str(reason)
 
 
 def from_rpc_error(error: grpc.RpcError) -> error_pb2.TypedError | None:

@@ -22,20 +22,21 @@ from services.conductor.protocol import (
     CancelCall,
     Command,
     Effect,
+    Expire,
+    ExpireLater,
     Given,
     Proceed,
     ProceedLater,
     Resume,
     Submit,
 )
-from services.conductor.store.base import Answer, Append, Appended, Key, Store, StoreUnavailable, Stream
+from services.conductor.store.base import Answer, Append, Appended, Key, RequestKey, Store, StoreUnavailable, View
 
 log = logging.getLogger(__name__)
 
 SERVICE = "conductor"
 CONFLICT_TRIES = 5  # how often a lost race is decided anew before the caller hears of it
 STORE_RETRY_S = 0.5  # pause before a message from inside is tried again on a store that cannot be written
-NEW = Stream(events=(), version=0, epoch=0)
 IDLE_PROJECTS = 1000  # project states kept in memory
 
 
@@ -63,9 +64,17 @@ class Caller:
 
 @dataclass(slots=True)
 class _Message:
-    command: Command
+    command: Command | None  # None: only find out from the log how things stand
     caller: Caller
     reply: asyncio.Future[Message] | None  # None: from inside, nobody waits
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsure:
+    """An append of which the store did not say whether it was kept, and what was to follow."""
+
+    event_id: str
+    effects: Sequence[Effect]
 
 
 @dataclass(slots=True)
@@ -75,6 +84,7 @@ class _Mailbox:
     state: Any = None  # None until loaded
     version: int = 0
     epoch: int = 0
+    unsure: _Unsure | None = None
     waiting: deque[_Message] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
 
@@ -111,7 +121,9 @@ class Actor:
         self._mailboxes: dict[Key, _Mailbox] = {}
         self._idle_projects: OrderedDict[Key, None] = OrderedDict()
         self._in_flight: set[Key] = set()
-        self._queued: deque[Key] = deque()
+        self._queued: dict[Key, None] = {}  # in the order they came
+        self._arriving = 0  # submitted, not yet durable
+        self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._stopping = False
 
     async def recover(self) -> int:
@@ -146,7 +158,7 @@ class Actor:
 
     # ---- mailboxes ----
 
-    def _tell(self, key: Key, command: Command) -> None:
+    def _tell(self, key: Key, command: Command | None) -> None:
         """Puts a message from inside into a mailbox. Nobody waits for an answer."""
         if not self._stopping:
             self._post(key, _Message(command, Caller(correlation_id=""), None))
@@ -165,7 +177,9 @@ class Actor:
             try:
                 answer = await self._handle(box, message)
             except StoreUnavailable as error:
-                box.state = None  # what was remembered may be what could not be written
+                box.state = None  # what was remembered may be older than what was kept
+                if box.unsure is not None and message.reply is not None:
+                    self._tell(box.key, None)
                 if message.reply is None and not self._stopping:
                     log.error("store unavailable, %s %s waits: %s", *box.key, error.cause)
                     await asyncio.sleep(STORE_RETRY_S)
@@ -192,7 +206,7 @@ class Actor:
                 key, _ = self._idle_projects.popitem(last=False)
                 if self._mailboxes[key].worker is None:
                     del self._mailboxes[key]
-        elif box.state is None or box.version == 0 or box.machine.finished(box.state):
+        elif box.state is not None and (box.version == 0 or box.machine.finished(box.state)):
             del self._mailboxes[box.key]
             self._release(box.key)
 
@@ -200,21 +214,44 @@ class Actor:
 
     async def _handle(self, box: _Mailbox, message: _Message) -> Message:
         command, caller = message.command, message.caller
+        if command is None:
+            await self._load(box)
+            return _shown(box, 0)
         given = Given(self._clock(), self._new_id(), caller.correlation_id)
         if caller.request_id:
             earlier = await self._store.answer(key_of(command, caller.request_id))
             if earlier is not None:
                 return repeat(command, caller.request_id, earlier)
+        if isinstance(command, Submit):
+            return await self._admitted(box, command, caller, given)
+        return await self._decided(box, command, caller, given)
+
+    async def _admitted(self, box: _Mailbox, command: Submit, caller: Caller, given: Given) -> Message:
+        """Lets a new task in, unless too many wait already. Nothing of it can be in the log yet."""
+        if len(self._queued) + self._arriving >= self._max_queued:
+            text = f"{self._max_queued} tasks are waiting already; submit again when some have ended."
+            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=self._max_queued)
+        box.state = box.machine.initial(box.key[1])
+        self._arriving += 1
+        try:
+            return await self._decided(box, command, caller, given)
+        finally:
+            self._arriving -= 1
+
+    async def _decided(self, box: _Mailbox, command: Command, caller: Caller, given: Given) -> Message:
         for _ in range(CONFLICT_TRIES):
-            await self._load(box, command)
-            self._refuse_overload(command)
+            await self._load(box)
             decision = box.machine.decide(box.state, command, given)
             if not decision.events:
                 self._start(box, decision.effects)
                 return _shown(box, 0)
             after = self._stamped(box, decision.events, given, caller)
-            append = self._append(box, after, decision.events, message, given)
+            view = box.machine.view(after)
+            request = request_key(command, caller.request_id, view.state, given.at) if caller.request_id else None
+            append = self._append(box, view, decision.events, request)
+            box.unsure = _Unsure(decision.events[-1].event_id, decision.effects)
             outcome = await self._store.append(append)
+            box.unsure = None
             if isinstance(outcome, Appended):
                 box.state, box.version, box.epoch = after, outcome.version, append.epoch
                 self._start(box, decision.effects)
@@ -224,16 +261,18 @@ class Actor:
                 return repeat(command, caller.request_id, outcome)
         raise _lost_race(box.key)
 
-    async def _load(self, box: _Mailbox, command: Command) -> None:
-        """Folds the state from the log, unless it is known; a task about to be submitted is known to be new."""
+    async def _load(self, box: _Mailbox) -> None:
+        """Folds the state from the log, unless it is known, and catches up on an append that was kept after all."""
         if box.state is not None:
             return
-        state, stream = box.machine.initial(box.key[1]), NEW
-        if not isinstance(command, Submit):
-            stream = await self._store.stream(box.key)
+        stream = await self._store.stream(box.key)
+        state = box.machine.initial(box.key[1])
         for event in stream.events:
             state = box.machine.evolve(state, event)
         box.state, box.version, box.epoch = state, stream.version, stream.epoch
+        unsure, box.unsure = box.unsure, None
+        if unsure is not None and any(event.event_id == unsure.event_id for event in stream.events):
+            self._start(box, unsure.effects)
 
     def _stamped(self, box: _Mailbox, events: Sequence[event_pb2.Event], given: Given, caller: Caller) -> Any:
         """Adds to events what only the actor knows: id, time, recorder, and for projects the caller.
@@ -252,11 +291,8 @@ class Actor:
         return state
 
     def _append(
-        self, box: _Mailbox, after: Any, events: Sequence[event_pb2.Event], message: _Message, given: Given
+        self, box: _Mailbox, view: View, events: Sequence[event_pb2.Event], request: RequestKey | None
     ) -> Append:
-        view = box.machine.view(after)
-        request_id = message.caller.request_id
-        request = request_key(message.command, request_id, view.state, given.at) if request_id else None
         epoch = box.epoch or box.machine.first_epoch
         return Append(box.key, box.version, epoch, self._instance if epoch else None, events, view, request)
 
@@ -268,31 +304,34 @@ class Actor:
                 self._router.call(effect, lambda command: self._tell(box.key, command))
             elif isinstance(effect, CancelCall):
                 self._router.cancel(effect.call_id)
+            elif isinstance(effect, ExpireLater):
+                self._deadlines[box.key] = self._later(effect.after, box.key, Expire())
             else:
                 self._proceed_later(box.key, effect)
 
+    def _later(self, seconds: float, key: Key, command: Command) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(max(0.0, seconds), self._tell, key, command)
+
     def _proceed_later(self, key: Key, effect: ProceedLater) -> None:
         if effect.needs_slot and key not in self._in_flight:
-            self._queued.append(key)
+            self._queued[key] = None
             self._admit()
-            return
-        asyncio.get_running_loop().call_later(effect.after, self._tell, key, Proceed())
+        else:
+            self._later(effect.after, key, Proceed())
 
     def _admit(self) -> None:
         while self._queued and len(self._in_flight) < self._max_in_flight and not self._stopping:
-            key = self._queued.popleft()
+            key = next(iter(self._queued))
+            del self._queued[key]
             self._in_flight.add(key)
-            # Not at once: the message being handled now has its answer to give first.
-            asyncio.get_running_loop().call_soon(self._tell, key, Proceed())
+            self._later(0, key, Proceed())  # not at once: the message being handled has its answer to give first
 
     def _release(self, key: Key) -> None:
         self._in_flight.discard(key)
+        self._queued.pop(key, None)
+        if deadline := self._deadlines.pop(key, None):
+            deadline.cancel()
         self._admit()
-
-    def _refuse_overload(self, command: Command) -> None:
-        if isinstance(command, Submit) and len(self._queued) >= self._max_queued:
-            text = f"{self._max_queued} tasks are waiting already; submit again when some have ended."
-            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=self._max_queued)
 
 
 def _shown(box: _Mailbox, pos: int) -> Message:

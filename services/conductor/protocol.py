@@ -62,7 +62,12 @@ class Resume:
     """Takes an unfinished task up again after a restart: whoever called its worker is gone."""
 
 
-TaskCommand: TypeAlias = Submit | Proceed | Progressed | Answered | Resume | conductor_pb2.CancelTaskRequest
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Ends a task whose deadline has passed."""
+
+
+TaskCommand: TypeAlias = Submit | Proceed | Progressed | Answered | Resume | Expire | conductor_pb2.CancelTaskRequest
 ProjectCommand: TypeAlias = (
     conductor_pb2.TransitionToRequest
     | conductor_pb2.WaitForConfirmationRequest
@@ -112,7 +117,18 @@ class ProceedLater:
     needs_slot: bool = False
 
 
-Effect: TypeAlias = CallWorker | CancelCall | ProceedLater
+@dataclass(frozen=True, slots=True)
+class ExpireLater:
+    """Sends Expire to the same task, unless it has ended by then.
+
+    Attributes:
+        after: seconds to wait first.
+    """
+
+    after: float
+
+
+Effect: TypeAlias = CallWorker | CancelCall | ProceedLater | ExpireLater
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,14 +199,12 @@ def _error_of(
 ) -> error_pb2.TypedError:
     """Returns why a call failed: the worker's own reason when it gave one."""
     name = Capability.Name(capability)
-    late = isinstance(error, TimeoutError) or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    if late:
+    cause = None if isinstance(error, TimeoutError) else from_rpc_error(error)
+    if cause is not None and cause.reason != Reason.ERROR_REASON_INTERNAL:
+        return cause
+    if isinstance(error, TimeoutError) or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         text = f"{name} did not answer within {timeout:g} s. Give it more time in hints, or look at its log."
         return typed(Reason.ERROR_REASON_WORKER_TIMEOUT, text, capability=name, timeout_s=f"{timeout:g}")
-    assert isinstance(error, grpc.aio.AioRpcError)  # noqa: S101  the other kind is late
-    cause = from_rpc_error(error)
-    if cause is not None:
-        return cause
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         text = f"{name} went away during the call. Look at its log."
         return typed(Reason.ERROR_REASON_WORKER_UNAVAILABLE, text, capability=name)

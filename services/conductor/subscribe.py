@@ -8,6 +8,7 @@ in the tail, so a subscriber whom a commit does not concern costs the writer not
 import asyncio
 import contextlib
 import logging
+import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -166,8 +167,8 @@ class Subscriptions:
             self._open -= 1
 
     async def first(self, wanted: Filter, after: int, seconds: float) -> None:
-        """Waits until a wanted event stands behind a position, at most `seconds`."""
-        with contextlib.suppress(TimeoutError):
+        """Waits for a wanted event behind a position, at most `seconds`, and no longer than the service runs."""
+        with contextlib.suppress(TimeoutError, Refusal):
             async with asyncio.timeout(seconds):
                 async for event in self._read(wanted, after):
                     if event.type != CHECKPOINT:
@@ -179,6 +180,7 @@ class Subscriptions:
         return event_pb2.Event(type=CHECKPOINT, sequence=head)
 
     async def _read(self, wanted: Filter, cursor: int) -> AsyncIterator[event_pb2.Event]:
+        quiet_until = time.monotonic() + self._heartbeat
         with self._tail.bell(wanted.key) as bell:
             while True:
                 bell.clear()  # before reading: what is committed from here on rings again
@@ -187,9 +189,11 @@ class Subscriptions:
                 for event in page.events:
                     if wanted.matches(event):
                         yield event
+                        quiet_until = time.monotonic() + self._heartbeat
                 cursor = page.through
-                if cursor >= self._tail.head and not await _rings(bell, self._heartbeat):
+                if cursor >= self._tail.head and not await _rings(bell, quiet_until - time.monotonic()):
                     yield event_pb2.Event(type=CHECKPOINT, sequence=cursor)
+                    quiet_until = time.monotonic() + self._heartbeat
 
     async def _refuse_out_of_range(self, after: int) -> None:
         low, head = await self._store.bounds()

@@ -1,9 +1,7 @@
 """A whole running system for each module: five real processes on free ports, sharing nothing with others."""
 
 import json
-import os
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +28,8 @@ def documents(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def stack(tmp_path: Path, documents: Path) -> AsyncIterator[Stack]:
-    with tempfile.TemporaryDirectory(prefix="conductor-test-") as workspaces:
-        os.chmod(workspaces, 0o711)  # noqa: PTH101  a path of tempfile
-        environ = {"RESEARCHER_ROOTS": str(documents), "TERMINAL_WORKSPACES": workspaces}
-        async with Stack(tmp_path / "run", environ=environ) as stack:
-            yield stack
+    async with Stack(tmp_path / "run", environ={"RESEARCHER_ROOTS": str(documents)}) as stack:
+        yield stack
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onductor/v1/error.proto\x12\x0c\x63onductor.v1\"\xed\x01\n\nTypedError\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.conductor.v1.ErrorReason\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.conductor.v1.ErrorKind\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x38\n\x08metadata\x18\x05 \x03(\x0b\x32&.conductor.v1.TypedError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xf5\x01\n\tErrorKind\x12\x1a\n\x16\x45RROR_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RROR_KIND_VALIDATION\x10\x01\x12\x16\n\x12\x45RROR_KIND_TIMEOUT\x10\x02\x12\x1a\n\x16\x45RROR_KIND_UNAVAILABLE\x10\x03\x12\x15\n\x11\x45RROR_KIND_WORKER\x10\x04\x12\x16\n\x12\x45RROR_KIND_SANDBOX\x10\x05\x12\x1b\n\x17\x45RROR_KIND_REPORT_WRITE\x10\x06\x12\x18\n\x14\x45RROR_KIND_CANCELLED\x10\x07\x12\x17\n\x13\x45RROR_KIND_INTERNAL\x10\x08*\xe6\x08\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_TASK_NOT_FOUND\x10\x02\x12#\n\x1f\x45RROR_REASON_ILLEGAL_TRANSITION\x10\x03\x12#\n\x1f\x45RROR_REASON_STALE_CONFIRMATION\x10\x04\x12#\n\x1f\x45RROR_REASON_NOTHING_TO_CONFIRM\x10\x05\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x06\x12!\n\x1d\x45RROR_REASON_REPORT_NOT_READY\x10\x07\x12$\n ERROR_REASON_CURSOR_OUT_OF_RANGE\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_WRITE_CONFLICT\x10\t\x12\x1e\n\x1a\x45RROR_REASON_OVER_CAPACITY\x10\n\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0b\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12#\n\x1f\x45RROR_REASON_WORKER_UNAVAILABLE\x10\x0e\x12\x1f\n\x1b\x45RROR_REASON_WORKER_TIMEOUT\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_WORKER_FAILED\x10\x10\x12 \n\x1c\x45RROR_REASON_WORKER_PROTOCOL\x10\x11\x12 \n\x1c\x45RROR_REASON_OUTCOME_UNKNOWN\x10\x12\x12\'\n#ERROR_REASON_TASK_DEADLINE_EXCEEDED\x10\x13\x12\x1f\n\x1b\x45RROR_REASON_TASK_CANCELLED\x10\x14\x12\x1f\n\x1b\x45RROR_REASON_SOURCE_REFUSED\x10\x15\x12\x1b\n\x17\x45RROR_REASON_NO_SOURCES\x10\x16\x12\x1f\n\x1b\x45RROR_REASON_COMMAND_FAILED\x10\x17\x12\'\n#ERROR_REASON_COMMAND_LIMIT_EXCEEDED\x10\x18\x12$\n ERROR_REASON_COMMAND_NOT_STARTED\x10\x19\x12$\n ERROR_REASON_SANDBOX_UNAVAILABLE\x10\x1a\x12$\n ERROR_REASON_REPORT_WRITE_FAILED\x10\x1b\x12$\n ERROR_REASON_REPORT_NAME_REFUSED\x10\x1c\x12 \n\x1c\x45RROR_REASON_REPORT_CONFLICT\x10\x1d\x12!\n\x1d\x45RROR_REASON_REPORT_NOT_FOUND\x10\x1e\x12!\n\x1d\x45RROR_REASON_REPORT_TOO_LARGE\x10\x1f\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onductor/v1/error.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\"\xb0\x02\n\nTypedError\x12\x35\n\x06reason\x18\x01 \x01(\x0e\x32\x19.conductor.v1.ErrorReasonB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.conductor.v1.ErrorKind\x12\x19\n\x07message\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xa0\x1f\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x65\n\x08metadata\x18\x05 \x03(\x0b\x32&.conductor.v1.TypedError.MetadataEntryB+\xbaH(\x9a\x01%\x10 \"\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$*\x05r\x03(\x80 \x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xf5\x01\n\tErrorKind\x12\x1a\n\x16\x45RROR_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RROR_KIND_VALIDATION\x10\x01\x12\x16\n\x12\x45RROR_KIND_TIMEOUT\x10\x02\x12\x1a\n\x16\x45RROR_KIND_UNAVAILABLE\x10\x03\x12\x15\n\x11\x45RROR_KIND_WORKER\x10\x04\x12\x16\n\x12\x45RROR_KIND_SANDBOX\x10\x05\x12\x1b\n\x17\x45RROR_KIND_REPORT_WRITE\x10\x06\x12\x18\n\x14\x45RROR_KIND_CANCELLED\x10\x07\x12\x17\n\x13\x45RROR_KIND_INTERNAL\x10\x08*\xe6\x08\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_TASK_NOT_FOUND\x10\x02\x12#\n\x1f\x45RROR_REASON_ILLEGAL_TRANSITION\x10\x03\x12#\n\x1f\x45RROR_REASON_STALE_CONFIRMATION\x10\x04\x12#\n\x1f\x45RROR_REASON_NOTHING_TO_CONFIRM\x10\x05\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x06\x12!\n\x1d\x45RROR_REASON_REPORT_NOT_READY\x10\x07\x12$\n ERROR_REASON_CURSOR_OUT_OF_RANGE\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_WRITE_CONFLICT\x10\t\x12\x1e\n\x1a\x45RROR_REASON_OVER_CAPACITY\x10\n\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0b\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12#\n\x1f\x45RROR_REASON_WORKER_UNAVAILABLE\x10\x0e\x12\x1f\n\x1b\x45RROR_REASON_WORKER_TIMEOUT\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_WORKER_FAILED\x10\x10\x12 \n\x1c\x45RROR_REASON_WORKER_PROTOCOL\x10\x11\x12 \n\x1c\x45RROR_REASON_OUTCOME_UNKNOWN\x10\x12\x12\'\n#ERROR_REASON_TASK_DEADLINE_EXCEEDED\x10\x13\x12\x1f\n\x1b\x45RROR_REASON_TASK_CANCELLED\x10\x14\x12\x1f\n\x1b\x45RROR_REASON_SOURCE_REFUSED\x10\x15\x12\x1b\n\x17\x45RROR_REASON_NO_SOURCES\x10\x16\x12\x1f\n\x1b\x45RROR_REASON_COMMAND_FAILED\x10\x17\x12\'\n#ERROR_REASON_COMMAND_LIMIT_EXCEEDED\x10\x18\x12$\n ERROR_REASON_COMMAND_NOT_STARTED\x10\x19\x12$\n ERROR_REASON_SANDBOX_UNAVAILABLE\x10\x1a\x12$\n ERROR_REASON_REPORT_WRITE_FAILED\x10\x1b\x12$\n ERROR_REASON_REPORT_NAME_REFUSED\x10\x1c\x12 \n\x1c\x45RROR_REASON_REPORT_CONFLICT\x10\x1d\x12!\n\x1d\x45RROR_REASON_REPORT_NOT_FOUND\x10\x1e\x12!\n\x1d\x45RROR_REASON_REPORT_TOO_LARGE\x10\x1f\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +34,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TYPEDERROR_METADATAENTRY']._loaded_options = None
   _globals['_TYPEDERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_ERRORKIND']._serialized_start=283
-  _globals['_ERRORKIND']._serialized_end=528
-  _globals['_ERRORREASON']._serialized_start=531
-  _globals['_ERRORREASON']._serialized_end=1657
-  _globals['_TYPEDERROR']._serialized_start=43
-  _globals['_TYPEDERROR']._serialized_end=280
-  _globals['_TYPEDERROR_METADATAENTRY']._serialized_start=233
-  _globals['_TYPEDERROR_METADATAENTRY']._serialized_end=280
+  _globals['_TYPEDERROR'].fields_by_name['reason']._loaded_options = None
+  _globals['_TYPEDERROR'].fields_by_name['reason']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_TYPEDERROR'].fields_by_name['message']._loaded_options = None
+  _globals['_TYPEDERROR'].fields_by_name['message']._serialized_options = b'\272H\005r\003\030\240\037'
+  _globals['_TYPEDERROR'].fields_by_name['metadata']._loaded_options = None
+  _globals['_TYPEDERROR'].fields_by_name['metadata']._serialized_options = b'\272H(\232\001%\020 \"\032r\0302\026^[a-z][a-z0-9_]{0,63}$*\005r\003(\200 '
+  _globals['_ERRORKIND']._serialized_start=379
+  _globals['_ERRORKIND']._serialized_end=624
+  _globals['_ERRORREASON']._serialized_start=627
+  _globals['_ERRORREASON']._serialized_end=1753
+  _globals['_TYPEDERROR']._serialized_start=72
+  _globals['_TYPEDERROR']._serialized_end=376
+  _globals['_TYPEDERROR_METADATAENTRY']._serialized_start=329
+  _globals['_TYPEDERROR_METADATAENTRY']._serialized_end=376
 # @@protoc_insertion_point(module_scope)

@@ -65,7 +65,7 @@ class ReportWriterServicer:
 
     def GetReport(self, request, context):
         """Reads a report back.
-        Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND.
+        Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

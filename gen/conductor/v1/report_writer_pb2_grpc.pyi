@@ -43,7 +43,7 @@ class ReportWriterStub:
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_report_writer_pb2.GetReportRequest, _report_writer_pb2.GetReportResponse]
     """Reads a report back.
-    Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND.
+    Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
     """
 
 @_typing.type_check_only
@@ -61,7 +61,7 @@ class ReportWriterAsyncStub(ReportWriterStub):
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_report_writer_pb2.GetReportRequest, _report_writer_pb2.GetReportResponse]  # type: ignore[assignment]
     """Reads a report back.
-    Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND.
+    Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
     """
 
 class ReportWriterServicer(metaclass=_abc_1.ABCMeta):
@@ -88,7 +88,7 @@ class ReportWriterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_report_writer_pb2.GetReportResponse, _abc.Awaitable[_report_writer_pb2.GetReportResponse]]:
         """Reads a report back.
-        Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND.
+        Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
         """
 
 def add_ReportWriterServicer_to_server(servicer: ReportWriterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

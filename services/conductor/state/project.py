@@ -105,7 +105,7 @@ def _transition(state: project_pb2.ProjectState, command: conductor_pb2.Transiti
 
 def _failure(command: conductor_pb2.TransitionToRequest) -> error_pb2.TypedError:
     if command.HasField("error"):
-        return command.error
+        return typed(command.error.reason, command.error.message, **command.error.metadata)
     text = command.message or "The runner reported a failure and gave no reason."
     return typed(Reason.ERROR_REASON_WORKER_FAILED, text, stage_id=Stage.Name(command.stage_id))
 
@@ -204,6 +204,7 @@ def _refuse_stale(state: project_pb2.ProjectState, command: conductor_pb2.Confir
                 named=named,
                 found=found,
                 stage_id=Stage.Name(state.current_stage),
+                allowed=allowed_moves(state),
             )
 
 
@@ -274,6 +275,7 @@ def evolve(state: project_pb2.ProjectState, event: event_pb2.Event) -> project_p
     after.CopyFrom(state)
     if not after.HasField("created_at"):
         after.created_at.CopyFrom(event.occurred_at)
+        after.stages[0].started_at.CopyFrom(event.occurred_at)  # in progress from the first word about the project
     after.updated_at.CopyFrom(event.occurred_at)
     FOLDS[event.WhichOneof("payload") or ""](after, event)
     return after
@@ -285,7 +287,8 @@ def _on_stage_status(state: project_pb2.ProjectState, event: event_pb2.Event) ->
     before = stage.status
     stage.status, stage.message = changed.status, changed.message
     stage.ClearField("error")
-    stage.ClearField("completed_at")
+    if changed.status != before:
+        stage.ClearField("completed_at")
     if changed.status == PENDING:
         stage.ClearField("started_at")
         _clear_plan(state, changed.stage_id)
@@ -295,7 +298,8 @@ def _on_stage_status(state: project_pb2.ProjectState, event: event_pb2.Event) ->
         stage.started_at.CopyFrom(event.occurred_at)
         _clear_plan(state, changed.stage_id)
     if changed.status in (COMPLETED, FAILED, SKIPPED):
-        stage.completed_at.CopyFrom(event.occurred_at)
+        if changed.status != before:
+            stage.completed_at.CopyFrom(event.occurred_at)
         _end_plan(state, changed.stage_id)
     if changed.HasField("error"):
         stage.error.CopyFrom(changed.error)

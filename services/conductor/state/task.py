@@ -22,6 +22,8 @@ from services.conductor.protocol import (
     CancelCall,
     Decision,
     Effect,
+    Expire,
+    ExpireLater,
     Given,
     Proceed,
     ProceedLater,
@@ -56,6 +58,11 @@ PHASES: Mapping[int, str] = {
     Capability.CAPABILITY_RESEARCHER: "research",
     Capability.CAPABILITY_TERMINAL: "terminal",
     Capability.CAPABILITY_REPORT_WRITER: "report",
+}
+SERVICES: Mapping[int, str] = {
+    Capability.CAPABILITY_RESEARCHER: "researcher",
+    Capability.CAPABILITY_TERMINAL: "terminal",
+    Capability.CAPABILITY_REPORT_WRITER: "report_writer",
 }
 INTAKE, ROUTING, DONE = "intake", "routing", "done"
 
@@ -121,7 +128,8 @@ def _submit(state: TaskState, command: Submit, given: Given) -> Decision:
         correlation_id=given.correlation_id,
         scope=scope,
     )
-    return Decision((task_event(task, started, QUEUED, INTAKE),), (ProceedLater(0, needs_slot=True),))
+    effects = (ExpireLater(seconds / SECOND), ProceedLater(0, needs_slot=True))
+    return Decision((task_event(task, started, QUEUED, INTAKE),), effects)
 
 
 def _begin(state: TaskState, _: Proceed, given: Given) -> Decision:
@@ -196,7 +204,14 @@ def _settled(state: TaskState, result: event_pb2.WorkerResult, given: Given) -> 
 def _command_error(record: report_writer_pb2.CommandRecord, index: int | None) -> error_pb2.TypedError | None:
     result = record.result
     number = (index or 0) + 1
-    if result.end == terminal_pb2.COMMAND_END_EXITED:
+    exited = result.end == terminal_pb2.COMMAND_END_EXITED
+    if result.end not in terminal_pb2.CommandEnd.values()[1:] or (exited and not result.HasField("exit_code")):
+        text = f"The Terminal does not say how command {number} ended. Look at its log."
+        return typed(Reason.ERROR_REASON_WORKER_PROTOCOL, text, command=number)
+    if result.end == terminal_pb2.COMMAND_END_CANCELLED:
+        text = f"Command {number} was killed because the Terminal stopped, so its outcome is not known."
+        return typed(Reason.ERROR_REASON_OUTCOME_UNKNOWN, f"{text} Submit the task again.", command=number)
+    if exited:
         if result.exit_code == 0 or record.command.allow_failure:
             return None
         text = f"Command {number} exited with {result.exit_code}. Mark it allow_failure if that is an answer."
@@ -254,30 +269,42 @@ def _fall_back(state: TaskState, reason: event_pb2.RouteReason.ValueType, why: s
 
 def _resume(state: TaskState, _: Resume, given: Given) -> Decision:
     """Takes up a task whose caller of workers is gone."""
+    # A crash of ours is no attempt of the worker's: the step is done again even after its last attempt.
+    effects = (ExpireLater((state.deadline - given.at) / SECOND), ProceedLater(0, needs_slot=True))
     if state.call is None:
-        return Decision(effects=(ProceedLater(0, needs_slot=True),))
+        return Decision(effects=effects)
     text = "Conductor stopped while the call was under way, so its outcome is not known. Submit the task again."
     error = typed(Reason.ERROR_REASON_OUTCOME_UNKNOWN, text, call_id=state.call.call_id)
-    lost = event_pb2.WorkerResult(call_id=state.call.call_id, capability=state.call.capability, error=error)
-    lost.duration.FromNanoseconds(max(0, given.at - state.called_at))
-    event = task_event(state.task, lost, RUNNING, PHASES[lost.capability])
-    if not _may_repeat(state, error):
-        return _and_then(state, (event,), given, lambda after, _: _fail(after, error))
-    # A crash of ours is no attempt of the worker's: the step is done again even after its last attempt.
-    return Decision((event,), (ProceedLater(0, needs_slot=True),))
+    lost = _ended_call(state, error, given)
+    if _may_repeat(state, error):
+        return Decision(lost, effects)
+    return _and_then(state, lost, given, lambda after, _: _fail(after, error))
 
 
 def _cancel(state: TaskState, command: conductor_pb2.CancelTaskRequest, given: Given) -> Decision:
-    events: tuple[event_pb2.Event, ...] = ()
-    effects: tuple[Effect, ...] = ()
-    if state.call is not None:
-        error = typed(Reason.ERROR_REASON_TASK_CANCELLED, "The task was cancelled.", task_id=state.task.task_id)
-        stopped = event_pb2.WorkerResult(call_id=state.call.call_id, capability=state.call.capability, error=error)
-        stopped.duration.FromNanoseconds(max(0, given.at - state.called_at))
-        events = (task_event(state.task, stopped, RUNNING, PHASES[stopped.capability]),)
-        effects = (CancelCall(state.call.call_id),)
+    error = typed(Reason.ERROR_REASON_TASK_CANCELLED, "The task was cancelled.", task_id=state.task.task_id)
     cancelled = event_pb2.TaskCancelled(reason=command.reason)
-    return Decision((*events, task_event(state.task, cancelled, CANCELLED, DONE)), effects)
+    ended = task_event(state.task, cancelled, CANCELLED, DONE)
+    return Decision((*_ended_call(state, error, given), ended), _stopped_call(state))
+
+
+def _expire(state: TaskState, _: Expire, given: Given) -> Decision:
+    error = _deadline_passed(state)
+    failed = task_event(state.task, event_pb2.TaskFailed(error=error), FAILED, DONE)
+    return Decision((*_ended_call(state, error, given), failed), _stopped_call(state))
+
+
+def _ended_call(state: TaskState, error: error_pb2.TypedError, given: Given) -> tuple[event_pb2.Event, ...]:
+    """Gives the open call, if there is one, its result."""
+    if state.call is None:
+        return ()
+    result = event_pb2.WorkerResult(call_id=state.call.call_id, capability=state.call.capability, error=error)
+    result.duration.FromNanoseconds(max(0, given.at - state.called_at))
+    return (task_event(state.task, result, RUNNING, PHASES[result.capability]),)
+
+
+def _stopped_call(state: TaskState) -> tuple[Effect, ...]:
+    return () if state.call is None else (CancelCall(state.call.call_id),)
 
 
 # ---- endings ----
@@ -331,13 +358,16 @@ TABLE: Mapping[tuple[StatusValue, type], Callable[..., Decision]] = {
     (NONE, Submit): _submit,
     (QUEUED, Proceed): _begin,
     (QUEUED, Resume): _resume,
+    (QUEUED, Expire): _expire,
     (QUEUED, conductor_pb2.CancelTaskRequest): _cancel,
     (RUNNING, Proceed): _proceed,
     (RUNNING, Resume): _resume,
+    (RUNNING, Expire): _expire,
     (RUNNING, conductor_pb2.CancelTaskRequest): _cancel,
     (WAITING, Progressed): _progressed,
     (WAITING, Answered): _answered,
     (WAITING, Resume): _resume,
+    (WAITING, Expire): _expire,
     (WAITING, conductor_pb2.CancelTaskRequest): _cancel,
 }
 
@@ -392,7 +422,7 @@ def _on_result(state: TaskState, event: event_pb2.Event) -> TaskState:
     if result.HasField("error"):
         return replace(state, call=None)
     run = report_writer_pb2.WorkerRun(
-        service=PHASES[result.capability], call_id=result.call_id, ended_at=event.occurred_at
+        service=SERVICES[result.capability], call_id=result.call_id, ended_at=event.occurred_at
     )
     run.started_at.FromNanoseconds(state.called_at)
     return replace(

@@ -205,7 +205,7 @@ class GroupCommit:
             batch = self._take()
             try:
                 outcomes = await self._commit([append for append, _ in batch])
-            except StoreUnavailable as error:
+            except Exception as error:  # whatever it is, nobody may wait for ever, and the next batch must go on
                 for _, future in batch:
                     future.set_exception(error)
                 continue

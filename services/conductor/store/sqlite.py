@@ -79,8 +79,19 @@ class SqliteStore(Store):
             self._connection = _open(path, WRITER_PRAGMAS)
             _migrate(self._connection)
             self._head: int = _one(self._connection, "SELECT pos FROM log_head")
-        except apsw.Error as error:
-            raise ConfigError(f"The store {path} cannot be opened: {error}.") from error
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, apsw.Error):
+                raise ConfigError(f"The store {path} cannot be opened: {error}.") from error
+            raise
+
+    def _abandon(self) -> None:
+        """Lets go of what a constructor that failed had taken."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
+        self._reading.shutdown()
+        self._writing.shutdown()
+        os.close(self._lock)
 
     # ---- writing ----
 

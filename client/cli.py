@@ -1,0 +1,302 @@
+"""The `conductor` command line.
+
+Exit codes:
+    0    done
+    1    the task failed or was cancelled, or Conductor itself failed
+    2    the command line or the request is wrong
+    3    refused: not found, not now, or in conflict with what stands
+    4    unavailable: nothing to reach, over capacity, or too late
+    130  interrupted; a task that was accepted goes on
+"""
+
+import contextlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import grpc
+import typer
+from conductor.v1 import project_pb2, task_pb2, terminal_pb2
+
+from client.api import DEFAULT_TARGET, ConductorClient, new_request_id
+from client.errors import ConductorError
+from client.output import INTERRUPTED, Output
+from client.show import event_line, plain, state_lines, task_line
+from client.watch import watch as watch_task
+
+HELP = """Send an objective, watch typed events, confirm each gate, get a report you can check.
+
+Exit codes:
+
+* 0: done
+* 1: the task failed or was cancelled, or Conductor itself failed
+* 2: the command line or the request is wrong
+* 3: refused: not found, not now, or in conflict with what stands
+* 4: unavailable: nothing to reach, over capacity, or too late
+* 130: interrupted; a task that was accepted goes on
+"""
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+app = typer.Typer(
+    help=HELP, rich_markup_mode="markdown", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+def _named(prefix: str, names: list[str], text: str) -> str:
+    """Returns the enum name a person means: `train`, `Train` and `STAGE_TRAIN` are the same."""
+    name = text.strip().upper().replace("-", "_").removeprefix(prefix)
+    known = [name.removeprefix(prefix) for name in names[1:]]
+    if name not in known:
+        raise typer.BadParameter(f"give one of {', '.join(known).lower()}")
+    return prefix + name
+
+
+def _stage(text: str) -> int:
+    return project_pb2.Stage.Value(_named("STAGE_", project_pb2.Stage.keys(), text))
+
+
+def _stage_status(text: str) -> int:
+    return project_pb2.StageStatus.Value(_named("STAGE_STATUS_", project_pb2.StageStatus.keys(), text))
+
+
+def _task_status(text: str) -> int:
+    return task_pb2.TaskStatus.Value(_named("TASK_STATUS_", task_pb2.TaskStatus.keys(), text))
+
+
+def _seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter("give seconds, or a number with s, m or h, for example 90 or 5m")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _argv(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} cannot be split: {error}") from None
+
+
+Target = Annotated[str, typer.Option(envvar="CONDUCTOR_TARGET", help="host:port of the edge or of a Conductor.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
+TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.")]
+ProjectId = Annotated[str, typer.Argument(metavar="PROJECT", help="Id of the project.")]
+RequestId = Annotated[str | None, typer.Option(help="Makes a repeat return the first answer. Made when left out.")]
+
+
+@contextlib.contextmanager
+def _session(target: str, as_json: bool) -> Iterator[tuple[ConductorClient, Output]]:
+    """Opens the client, and turns what goes wrong into a line on standard error and an exit code."""
+    output = Output(as_json)
+    try:
+        with ConductorClient(target) as client:
+            yield client, output
+    except ConductorError as error:
+        code = output.error(error)
+        if error.code == grpc.StatusCode.UNAVAILABLE and not error.answered and not as_json:
+            output.note(f"Tried {plain(target)}. Start Conductor, or name another one with --target.")
+        raise typer.Exit(code) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def execute(
+    objective: Annotated[str, typer.Argument(help="What is wanted, in natural language.")],
+    wait: Annotated[bool, typer.Option(help="Watch the task until it ends.")] = True,
+    source: Annotated[list[str] | None, typer.Option(help="Folder or document to research. Repeatable.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Option(help="Command to run, split as a shell does. Repeatable.")
+    ] = None,
+    script: Annotated[
+        list[str] | None, typer.Option(help="Script for /bin/sh, after the commands. Repeatable.")
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Project the task belongs to.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(parser=_seconds, metavar="TIME", help="Time for the task: 90, 90s, 5m, 1h.")
+    ] = None,
+    request_id: RequestId = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Submit an objective, and watch it until its report is there.
+
+    The Terminal runs what --command and --script say; the Researcher goes first when --source is given too.
+
+    With --json the last line is the task, or with --no-wait the answer.
+    """
+    hints = _hints(source or [], command or [], script or [], deadline)
+    request_id = request_id or new_request_id()
+    with _session(target, as_json) as (client, output):
+        try:
+            answer = client.execute(objective, hints=hints, project_id=project, request_id=request_id)
+        except KeyboardInterrupt:
+            output.note(f"Interrupted. To learn whether it was accepted, repeat with --request-id {plain(request_id)}")
+            raise
+        if not wait:
+            output.message(answer, [answer.task_id])
+            return
+        output.note(f"Task {answer.task_id}")
+        raise typer.Exit(watch_task(client, answer.task_id, output))
+
+
+def _hints(sources: list[str], commands: list[str], scripts: list[str], deadline: float | None) -> task_pb2.Hints:
+    hints = task_pb2.Hints(commands=[terminal_pb2.Command(argv=_argv(text)) for text in commands])
+    hints.commands.extend(terminal_pb2.Command(script=text) for text in scripts)
+    hints.research.sources.extend(sources)
+    if hints.commands and sources:
+        hints.capabilities.append(task_pb2.CAPABILITY_RESEARCHER)
+    if hints.commands:
+        hints.capabilities.append(task_pb2.CAPABILITY_TERMINAL)
+    if deadline is not None:
+        hints.deadline.FromNanoseconds(round(deadline * 1e9))
+    return hints
+
+
+@app.command()
+def watch(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """Follow a task from its first event to its last."""
+    with _session(target, as_json) as (client, output):
+        raise typer.Exit(watch_task(client, task, output))
+
+
+@app.command("task")
+def show_task(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """Show a task."""
+    with _session(target, as_json) as (client, output):
+        found = client.get_task(task)
+        output.message(found, [task_line(found)])
+
+
+@app.command()
+def tasks(
+    status: Annotated[
+        int | None, typer.Option(parser=_task_status, metavar="STATUS", help="Only this one, for example failed.")
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Only tasks of this project.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """List tasks, newest first."""
+    chosen = task_pb2.TaskStatus.ValueType(status or 0)
+    with _session(target, as_json) as (client, output):
+        for found in client.list_tasks(status=chosen, project_id=project, page_size=limit).tasks:
+            output.message(found, [task_line(found)])
+
+
+@app.command()
+def cancel(
+    task: TaskId,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Stop a task and what it runs."""
+    with _session(target, as_json) as (client, output):
+        found = client.cancel(task, reason)
+        output.message(found, [task_line(found)])
+
+
+@app.command()
+def report(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """Write the report of a completed task to standard output, as markdown."""
+    with _session(target, as_json) as (client, output):
+        body = client.report(task)
+        if as_json:
+            output.message(body, ())
+            return
+        sys.stdout.buffer.write(body.data)
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def state(project: ProjectId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """Show where a project stands."""
+    with _session(target, as_json) as (client, output):
+        found = client.state(project)
+        output.message(found, state_lines(found))
+
+
+@app.command()
+def confirm(
+    project: ProjectId,
+    stage: Annotated[
+        int | None, typer.Option(parser=_stage, metavar="STAGE", help="The stage you saw; refused when stale.")
+    ] = None,
+    confirmation: Annotated[str, typer.Option(help="The confirmation you saw; refused when stale.")] = "",
+    plan: Annotated[str, typer.Option(help="The plan you saw; refused when stale.")] = "",
+    reject: Annotated[str | None, typer.Option(metavar="REASON", help="Send it back to work, and say why.")] = None,
+    request_id: RequestId = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Approve what waits on the current stage, or reject it with a reason."""
+    with _session(target, as_json) as (client, output):
+        found = client.confirm(
+            project,
+            stage=project_pb2.Stage.ValueType(stage or 0),
+            confirmation_id=confirmation,
+            plan_id=plan,
+            approved=reject is None,
+            reason=reject or "",
+            request_id=request_id,
+        )
+        output.message(found, state_lines(found))
+
+
+@app.command()
+def transition(
+    project: ProjectId,
+    stage: Annotated[int, typer.Argument(parser=_stage, metavar="STAGE", help="For example train or STAGE_TRAIN.")],
+    status: Annotated[
+        int | None, typer.Option(parser=_stage_status, metavar="STATUS", help="in_progress when left out.")
+    ] = None,
+    message: Annotated[str, typer.Option(help="What to say about it.")] = "",
+    request_id: RequestId = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Move a project to a stage, or report on the current one."""
+    with _session(target, as_json) as (client, output):
+        found = client.transition(
+            project,
+            project_pb2.Stage.ValueType(stage),
+            status=project_pb2.StageStatus.ValueType(status or 0),
+            message=message,
+            request_id=request_id,
+        )
+        output.message(found, state_lines(found))
+
+
+@app.command()
+def events(
+    after: Annotated[int | None, typer.Option(min=0, help="Start behind this sequence; 0 for all there is.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only this project and its tasks.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    event_type: Annotated[list[str] | None, typer.Option("--type", help="Only this type. Repeatable.")] = None,
+    follow: Annotated[
+        bool, typer.Option(help="Go on with what happens from now; otherwise end at the present.")
+    ] = True,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Stream events. From now on when --after is left out; with --no-follow, all there is."""
+    with _session(target, as_json) as (client, output):
+        stream = client.events(
+            after_sequence=0 if after is None and not follow else after,
+            task_id=task,
+            project_id=project,
+            types=event_type or (),
+            follow=follow,
+        )
+        for event in stream:
+            output.message(event, [event_line(event)])
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="conductor")

@@ -1,0 +1,169 @@
+"""What Conductor says → lines for a person. Text of workers and callers cannot steer the terminal."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from conductor.v1 import error_pb2, event_pb2, project_pb2, task_pb2, terminal_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+OBJECTIVE_CHARS = 80
+# Controls, bidirectional and zero-width characters, and line ends of any kind.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff]+")
+_PREFIXES = re.compile(r"^(TASK_STATUS|STAGE_STATUS|STAGE|CAPABILITY|ERROR_REASON|COMMAND_END)_")
+
+
+def plain(text: str) -> str:
+    """Returns the text on one line, without anything a terminal would act on."""
+    return _UNSAFE.sub(" ", text).strip()
+
+
+def shorten(text: str, limit: int = OBJECTIVE_CHARS) -> str:
+    """Returns the text plain and at most `limit` characters long."""
+    text = plain(text)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def enum_name(kind: Any, value: int) -> str:
+    """Returns a value's name without its prefix, or its number when it is newer than this client."""
+    try:
+        return _PREFIXES.sub("", kind.Name(value))
+    except ValueError:
+        return str(value)
+
+
+def stage_name(stage: int) -> str:
+    """Returns the short name of a stage."""
+    return enum_name(project_pb2.Stage, stage)
+
+
+def clock(time: Timestamp) -> str:
+    """Returns the time of day in UTC, empty when there is none."""
+    return _iso(time)[11:19]
+
+
+def _iso(time: Timestamp) -> str:
+    try:
+        return time.ToJsonString()[:19] + "Z" if time.seconds else ""
+    except (ValueError, OverflowError):  # outside of what the type allows
+        return ""
+
+
+def failure(error: error_pb2.TypedError) -> str:
+    """Returns an error on one line."""
+    return plain(f"{enum_name(error_pb2.ErrorReason, error.reason)}: {error.message}")
+
+
+def event_line(event: event_pb2.Event) -> str:
+    """Returns an event as one line: sequence, time, type, what it is about, status, what happened."""
+    about, status = event.task_id or event.project_id, _PREFIXES.sub("", event.status)
+    parts = (str(event.sequence), clock(event.occurred_at), event.type, about, status, summary(event))
+    return "  ".join(plain(part) for part in parts if part)
+
+
+def step_line(event: event_pb2.Event) -> str:
+    """Returns an event as one line for somebody who follows one task: time, type, what happened."""
+    kind = plain(event.type.removeprefix("conductor."))
+    return "  ".join(part for part in (clock(event.occurred_at), f"{kind:<14}", summary(event)) if part)
+
+
+def summary(event: event_pb2.Event) -> str:
+    """Returns what an event says beyond its envelope, on one line."""
+    kind = event.WhichOneof("payload")
+    return plain(_SUMMARIES[kind](getattr(event, kind))) if kind is not None else ""
+
+
+def task_line(task: task_pb2.Task) -> str:
+    """Returns a task as one line: id, status, when, report or error, objective."""
+    status = enum_name(task_pb2.TaskStatus, task.status)
+    ended = failure(task.error) if task.HasField("error") else task.report_path
+    parts = (task.task_id, status, _iso(task.created_at), ended, shorten(task.objective))
+    return "  ".join(plain(part) for part in parts if part)
+
+
+def state_lines(state: project_pb2.ProjectState) -> list[str]:
+    """Returns a project as lines: what is current, each stage, what waits for a person."""
+    lines = [_state_line(state)]
+    lines += [f"{'>' if stage.stage_id == state.current_stage else ' '} {_stage_line(stage)}" for stage in state.stages]
+    if state.HasField("waiting_confirmation"):
+        lines.append(plain(_waiting(state.waiting_confirmation)))
+    if state.plan_pending:
+        lines.append(plain(_plan(state.plan)))
+    return lines
+
+
+def _state_line(state: project_pb2.ProjectState) -> str:
+    return f"{plain(state.project_id)}  {stage_name(state.current_stage)}  as of {state.as_of_sequence}"
+
+
+def _stage_line(stage: project_pb2.StageState) -> str:
+    said = failure(stage.error) if stage.HasField("error") else plain(stage.message)
+    return f"{stage_name(stage.stage_id):<12}  {enum_name(project_pb2.StageStatus, stage.status):<20}  {said}".rstrip()
+
+
+def _call(fact: event_pb2.WorkerCall) -> str:
+    again = f" (attempt {fact.attempt})" if fact.attempt > 1 else ""
+    return f"{enum_name(task_pb2.Capability, fact.capability)}: {fact.summary}{again}"
+
+
+def _result(fact: event_pb2.WorkerResult) -> str:
+    took = fact.duration.seconds + fact.duration.nanos / 1e9
+    parts = (_outcome(fact), failure(fact.error) if fact.HasField("error") else "")
+    what = "; ".join(part for part in parts if part)
+    return f"{enum_name(task_pb2.Capability, fact.capability)}: {what} ({took:.2f} s)"
+
+
+def _outcome(fact: event_pb2.WorkerResult) -> str:
+    kind = fact.WhichOneof("result")
+    if kind == "research":
+        return f"{len(fact.research.findings)} findings, {len(fact.research.gaps)} gaps"
+    if kind == "command":
+        return _command_end(fact.command.result)
+    return fact.report.path
+
+
+def _command_end(result: terminal_pb2.CommandResult) -> str:
+    if result.end == terminal_pb2.COMMAND_END_EXITED:
+        return f"exited with {result.exit_code}"
+    return enum_name(terminal_pb2.CommandEnd, result.end)
+
+
+def _stage(fact: event_pb2.StageStatusChanged) -> str:
+    said = f": {fact.message}" if fact.message else ""
+    return f"{stage_name(fact.stage_id)} {enum_name(project_pb2.StageStatus, fact.status)}{said}"
+
+
+def _waiting(fact: project_pb2.WaitingConfirmation) -> str:
+    actions = f" Next: {'; '.join(fact.next_actions)}" if fact.next_actions else ""
+    return f"{stage_name(fact.stage_id)} waits, confirmation {fact.confirmation_id}: {fact.summary}{actions}"
+
+
+def _plan(fact: project_pb2.Plan) -> str:
+    steps = "".join(f" {number}. {step}" for number, step in enumerate(fact.steps, 1))
+    return f"{stage_name(fact.stage_id)} plan {fact.plan_id}: {fact.summary}{steps}"
+
+
+def _answered(fact: event_pb2.ConfirmationAnswered) -> str:
+    verdict = "approved" if fact.approved else f"rejected: {fact.reason}"
+    return f"{stage_name(fact.stage_id)} {verdict}"
+
+
+def _snapshot(fact: event_pb2.Snapshot) -> str:
+    return task_line(fact.task) if fact.HasField("task") else _state_line(fact.project)
+
+
+_SUMMARIES: dict[str, Callable[[Any], str]] = {
+    "task_started": lambda fact: shorten(fact.objective),
+    "task_progress": lambda fact: str(fact.message),
+    "worker_call": _call,
+    "worker_result": _result,
+    "task_completed": lambda fact: str(fact.report_path),
+    "task_failed": lambda fact: failure(fact.error),
+    "task_cancelled": lambda fact: str(fact.reason),
+    "stage_status": _stage,
+    "waiting_confirmation": _waiting,
+    "plan_proposed": _plan,
+    "plan_approved": lambda fact: f"{stage_name(fact.stage_id)} plan {fact.plan_id}",
+    "confirmation_answered": _answered,
+    "snapshot": _snapshot,
+}

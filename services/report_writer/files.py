@@ -1,0 +1,220 @@
+"""The boundary of the reports folder: the only code that opens, creates or removes anything there.
+
+The folder is opened once, at start; all later work is relative to that descriptor, so a folder, link or mount put in
+its place is never followed. A report is written to a temporary file, synced, and given its final name in one step that
+never replaces anything: a reader sees a whole report or none.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.common.config import ConfigError
+
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\.md")
+
+_SYS_OPENAT2 = 437  # the same number on every architecture
+_RESOLVE = 0x08 | 0x04 | 0x02  # BENEATH, NO_SYMLINKS, NO_MAGICLINKS of <linux/openat2.h>
+_RENAME_NOREPLACE = 1  # of <linux/fs.h>
+# The kernel, or the profile of a container, does not offer the call.
+_NOT_OFFERED = (errno.ENOSYS, errno.EPERM)
+# What opening a link, a socket, or a device that is not there answers.
+_NOT_PLAIN = (errno.ELOOP, errno.ENXIO, errno.ENODEV)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class NotAReport(Exception):
+    """Something stands under the name that this service did not put there: a link, a FIFO, a folder, a huge file."""
+
+
+class Folder:
+    """An open reports folder."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._fd = descriptor
+
+    @classmethod
+    def open(cls, root: Path) -> "Folder":
+        """Opens the folder, makes it when it is missing, removes what killed writers left, and tries to write.
+
+        Raises ConfigError when reports could not be stored there.
+        """
+        try:
+            _make(root)
+            folder = cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            folder._sweep()
+            with folder._temporary(b""):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"REPORT_WRITER_ROOT={str(root)!r} cannot be used: {error.strerror}. "
+                "Give a folder, not a link, that this service may write to."
+            ) from None
+        return folder
+
+    def publish(self, name: str, content: bytes) -> bool:
+        """Stores the content durably under the name, for all to read; returns False when the name is taken.
+
+        Raises OSError when it could not be stored; then nothing is left behind.
+        """
+        _check(name)
+        try:
+            with self._temporary(content) as temporary:
+                self._rename(temporary, name)
+        except FileExistsError:
+            return False
+        self.sync()
+        return True
+
+    def sync(self) -> None:
+        """Makes the names in the folder durable."""
+        os.fsync(self._fd)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Returns a file's bytes. Raises FileNotFoundError, NotAReport (also above `limit` bytes) or OSError."""
+        _check(name)
+        try:
+            # Without O_NONBLOCK a FIFO would hold the thread until somebody writes to it.
+            descriptor = self._open(name, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in _NOT_PLAIN:
+                raise NotAReport("a link or a device") from error
+            raise
+        try:
+            if os.fstat(descriptor).st_nlink > 1:
+                with self._alone():  # it may have two names because it is just being published
+                    pass
+            return _read_plain(descriptor, limit)
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _temporary(self, content: bytes) -> Iterator[str]:
+        """Yields the name of a synced file with the content; it is gone afterwards, or has its final name."""
+        name, descriptor = self._new_temporary()
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fchmod(descriptor, 0o644)
+                os.fsync(descriptor)
+                yield name  # open, and so locked, until it has its final name
+        finally:
+            self._remove(name)
+
+    def _new_temporary(self) -> tuple[str, int]:
+        """Creates a file and locks it, which tells a sweep by another replica that its writer is alive."""
+        while True:
+            name = f".tmp-{secrets.token_hex(16)}"
+            descriptor = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.fstat(descriptor).st_nlink:
+                return name, descriptor
+            os.close(descriptor)  # swept in the instant before the lock
+
+    def _rename(self, temporary: str, name: str) -> None:
+        """Gives the temporary file its final name, or raises EEXIST and leaves what stands there."""
+        try:
+            _rename_noreplace(self._fd, temporary, name)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, *_NOT_OFFERED):
+                raise
+            # The file system cannot do it in one step. A link does not replace either; for a moment it has two names.
+            with self._alone():
+                os.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+                self._remove(temporary)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no other thread or replica is in here, and keeps them out. A dead one keeps nobody out."""
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # what stays is swept at the next start
+            os.unlink(name, dir_fd=self._fd)
+
+    def _sweep(self) -> None:
+        with os.scandir(self._fd) as entries:
+            names = [entry.name for entry in entries if TEMPORARY.fullmatch(entry.name)]
+        for name in names:
+            with contextlib.suppress(OSError):  # in use by another replica, or gone
+                self._sweep_one(name)
+
+    def _sweep_one(self, name: str) -> None:
+        descriptor = self._open(name, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name, dir_fd=self._fd)
+        finally:
+            os.close(descriptor)
+
+    def _open(self, name: str, flags: int, mode: int = 0) -> int:
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return _openat2(self._fd, name, flags, mode)
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+            return os.open(name, flags, mode, dir_fd=self._fd)
+
+
+def _make(root: Path) -> None:
+    """Makes the folder and those above it where they are missing, each durably."""
+    if root.is_dir():
+        return
+    _make(root.parent)
+    root.mkdir(exist_ok=True)
+    parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(parent)
+    os.close(parent)
+
+
+def _check(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a report's name")
+
+
+def _read_plain(descriptor: int, limit: int) -> bytes:
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size > limit:
+        raise NotAReport("not a plain file with one name and of an allowed size")
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise NotAReport("a file that grows")
+    return content
+
+
+def _openat2(folder: int, name: str, flags: int, mode: int) -> int:
+    """openat2(2), which the standard library does not have."""
+    how = _OpenHow(flags, mode, _RESOLVE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    while True:
+        result: int = libc.syscall(_SYS_OPENAT2, folder, os.fsencode(name), ctypes.byref(how), ctypes.sizeof(how))
+        if result >= 0:
+            return result
+        if ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
+
+
+def _rename_noreplace(folder: int, old: str, new: str) -> None:
+    """renameat2(2) with RENAME_NOREPLACE, which the standard library does not have."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), new)
