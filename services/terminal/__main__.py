@@ -1,0 +1,38 @@
+"""`python -m services.terminal`: composes and serves the Terminal."""
+
+import asyncio
+import logging
+
+from conductor.v1 import terminal_pb2_grpc
+
+from services.common.config import TerminalSettings, load
+from services.common.server import Service, run
+from services.terminal import policy
+from services.terminal.sandbox import Sandbox
+from services.terminal.service import FULL_NAME, TerminalService
+
+log = logging.getLogger(__name__)
+
+
+async def serve(stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, then kills what runs and lets its callers have their results."""
+    settings = load(TerminalSettings)
+    service = Service(settings.listen, [FULL_NAME])
+    sandbox = Sandbox(settings, policy.standard())
+    await sandbox.start()
+    terminal_pb2_grpc.add_TerminalServicer_to_server(TerminalService(sandbox, settings), service.server)
+    await service.start()
+    log.info("listening on %s, port %d", settings.listen, service.port)
+    await stop.wait()
+    await service.drain()
+    await sandbox.close()
+    await service.stop(settings.grace)
+
+
+def main() -> None:
+    """Runs the service."""
+    run("terminal", serve)
+
+
+if __name__ == "__main__":
+    main()

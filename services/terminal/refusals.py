@@ -1,0 +1,61 @@
+"""What the sandbox refuses, in words that say what to do next."""
+
+import errno
+
+from services.common.errors import Reason, Refusal
+from services.terminal.running import Lost, NotStarted
+
+CAPABILITIES = "SETUID, SETGID, CHOWN, FOWNER and DAC_OVERRIDE"
+ADVICE = {
+    "landlock": "Run it on Linux 6.12 or newer (6.2 when the service is root) with Landlock enabled, and let the "
+    "container's seccomp profile allow the landlock_* calls.",
+    "seccomp": "Run it on x86_64 or aarch64 with a kernel that has seccomp filters.",
+    "uid": f"Start the service as an ordinary user, or leave root the capabilities {CAPABILITIES}.",
+    "workspace": "Point TERMINAL_WORKSPACES at a folder the service can write to, with space left. Root needs the "
+    f"capabilities {CAPABILITIES}.",
+    "self_test": "EUCLEAN means that a layer does not hold on this machine. Otherwise the workspace cannot be reached "
+    "by the command's user: every folder above TERMINAL_WORKSPACES needs its x bit for others.",
+}
+OTHER_ADVICE = "The service's log says more."
+
+
+def unavailable(layer: str, number: int | None) -> Refusal:
+    """Nothing ran, because a layer of the sandbox could not be set up."""
+    name = _name(number)
+    text = f"The sandbox cannot be set up, so nothing ran: layer {layer}, {name}. {ADVICE.get(layer, OTHER_ADVICE)}"
+    return Refusal(Reason.ERROR_REASON_SANDBOX_UNAVAILABLE, text, layer=layer, errno=name)
+
+
+def not_started(begun: NotStarted | Lost, program: str, cancelled: bool) -> Refusal:
+    """The command did not begin."""
+    if isinstance(begun, Lost):
+        return stopping() if cancelled else lost()
+    if begun.layer != "program":
+        return unavailable(begun.layer, begun.errno)
+    name = _name(begun.errno)
+    text = (
+        f"{program[:200]} cannot be executed: {name}. Name a program below /usr or one in the workspace; "
+        "a script needs its interpreter in the first line, or give it as `script`."
+    )
+    return Refusal(Reason.ERROR_REASON_COMMAND_NOT_STARTED, text, program=program[:200], errno=name)
+
+
+def over_capacity(limit: int) -> Refusal:
+    """All slots are taken."""
+    text = f"{limit} commands are running, which is the limit: try again when one has ended."
+    return Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=limit)
+
+
+def stopping() -> Refusal:
+    """The service takes no more commands."""
+    return Refusal(Reason.ERROR_REASON_SHUTTING_DOWN, "The service is stopping: send the command again to another.")
+
+
+def lost() -> Refusal:
+    """The launcher was killed from outside."""
+    text = "The command's supervisor was killed, and the command with it. The service's log may say why."
+    return Refusal(Reason.ERROR_REASON_INTERNAL, text)
+
+
+def _name(number: int | None) -> str:
+    return errno.errorcode.get(number or 0, "no errno")

@@ -1,0 +1,25 @@
+"""Lends each command a user of its own, out of UIDS, so that no two commands on a machine share one."""
+
+import errno
+import socket
+
+from services.terminal.policy import UIDS
+
+
+def lend() -> tuple[int, socket.socket] | None:
+    """Returns a user id and the lease on it, None when all are lent.
+
+    The lease is a name among the abstract unix sockets: it falls back when the last process that holds the socket ends,
+    however that happens, and it holds among all services that share the machine's network namespace.
+    """
+    for uid in UIDS:
+        lease = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            lease.bind(f"\0conductor-terminal-uid-{uid}")
+        except OSError as error:
+            lease.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return uid, lease
+    return None
