@@ -221,28 +221,55 @@ def state(project: ProjectId, target: Target = DEFAULT_TARGET, as_json: Json = F
         output.message(found, state_lines(found))
 
 
+SeenStage = Annotated[
+    int | None, typer.Option("--stage", parser=_stage, metavar="STAGE", help="The stage you saw; refused when stale.")
+]
+SeenConfirmation = Annotated[str, typer.Option("--confirmation", help="The confirmation you saw; refused when stale.")]
+SeenPlan = Annotated[str, typer.Option("--plan", help="The plan you saw; refused when stale.")]
+
+
 @app.command()
 def confirm(
     project: ProjectId,
-    stage: Annotated[
-        int | None, typer.Option(parser=_stage, metavar="STAGE", help="The stage you saw; refused when stale.")
-    ] = None,
-    confirmation: Annotated[str, typer.Option(help="The confirmation you saw; refused when stale.")] = "",
-    plan: Annotated[str, typer.Option(help="The plan you saw; refused when stale.")] = "",
-    reject: Annotated[str | None, typer.Option(metavar="REASON", help="Send it back to work, and say why.")] = None,
+    stage: SeenStage = None,
+    confirmation: SeenConfirmation = "",
+    plan: SeenPlan = "",
     request_id: RequestId = None,
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
-    """Approve what waits on the current stage, or reject it with a reason."""
+    """Approve what waits on the current stage: it is completed, and the next one starts."""
     with _session(target, as_json) as (client, output):
         found = client.confirm(
             project,
             stage=project_pb2.Stage.ValueType(stage or 0),
             confirmation_id=confirmation,
             plan_id=plan,
-            approved=reject is None,
-            reason=reject or "",
+            request_id=request_id,
+        )
+        output.message(found, state_lines(found))
+
+
+@app.command()
+def reject(
+    project: ProjectId,
+    reason: Annotated[str, typer.Argument(help="Why, for whoever does the work again.")],
+    stage: SeenStage = None,
+    confirmation: SeenConfirmation = "",
+    plan: SeenPlan = "",
+    request_id: RequestId = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Send the current stage back to work, and say why."""
+    with _session(target, as_json) as (client, output):
+        found = client.confirm(
+            project,
+            stage=project_pb2.Stage.ValueType(stage or 0),
+            confirmation_id=confirmation,
+            plan_id=plan,
+            approved=False,
+            reason=reason,
             request_id=request_id,
         )
         output.message(found, state_lines(found))

@@ -563,7 +563,7 @@ def test_confirm_names_what_was_seen(script: Scripted, target: str) -> None:
     script.on("Confirm", give(a_state()))
     named = ("--stage", "Train", "--confirmation", "c-9", "--plan", "pl-1")
     assert conductor("confirm", "p", *named, target=target).exit_code == 0
-    assert conductor("confirm", "p", "--reject", "too slow", target=target).exit_code == 0
+    assert conductor("reject", "p", "too slow", target=target).exit_code == 0
     approved, rejected = script.requests
     assert (approved.stage_id, approved.confirmation_id, approved.plan_id) == (project_pb2.STAGE_TRAIN, "c-9", "pl-1")
     assert approved.approved
