@@ -25,7 +25,7 @@ RUN_DIR = ROOT / "var" / "demo"
 REPORTS = ROOT / "reports"
 CALL_TIMEOUT_S = 60
 PROJECT = "demo"
-QUESTION = "What happens to a command whose outcome is unknown after a crash?"  # the project's own docs say it
+QUESTION = "How does the Terminal contain a command?"  # the project's own docs say it
 MODE = "OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER"
 
 
