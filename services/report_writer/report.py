@@ -140,9 +140,16 @@ def _answer(request: Request, numbers: Numbers) -> Iterator[str]:
     if request.findings:
         yield _statement(request.findings[0], numbers)
     if request.commands:
-        yield "".join(f"- {_named(record.command)} {_ended(record.result)}.\n" for record in request.commands)
+        yield "".join(f"- {_outcome(record)}\n" for record in request.commands)
     if not request.findings and not request.commands:
         yield f"{NOTHING_FOUND}\n"
+
+
+def _outcome(record: report_writer_pb2.CommandRecord) -> str:
+    """Says in one line how a command ended and, when that is one short line, what it wrote."""
+    ended = f"{_named(record.command)} {_ended(record.result)}"
+    lines = record.stdout.decode(errors="replace").strip().splitlines() if len(record.stdout) <= COMMAND_CHARS else []
+    return f"{ended}: {code_span(lines[0])}" if len(lines) == 1 else f"{ended}."
 
 
 def _statement(finding: researcher_pb2.Finding, numbers: Numbers) -> str:
