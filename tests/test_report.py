@@ -163,6 +163,23 @@ def test_commands_are_answered_in_a_sentence_each() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"Linux\n", "- `uname` exited with 0: `Linux`"),
+        (b"a\nb\n", "- `uname` exited with 0."),
+        (b"x" * 5000, "- `uname` exited with 0."),
+        (b"`# out`\x00\x1b[31m<b>", "- `uname` exited with 0: `` `# out`<b> ``"),
+        (b"\xff", "- `uname` exited with 0: `\ufffd`"),
+    ],
+)
+def test_the_answer_shows_what_a_command_wrote_when_it_is_one_short_line(written: bytes, said: str) -> None:
+    made = request()
+    made.commands.append(record("uname"))
+    made.commands[0].stdout = written
+    assert drawn(made).partition("## Answer\n\n")[2].partition("\n")[0] == said
+
+
 def test_nothing_found_is_said() -> None:
     made = request()
     made.gaps.add(kind=researcher_pb2.GAP_KIND_TERM_ABSENT, subject="frob", detail="It occurs nowhere.")

@@ -1,0 +1,389 @@
+"""Both machines against naive models: random commands, and after each the laws that must hold whatever was asked.
+
+Examples are the same in every run. To look further, raise `max_examples` in CI and drop `derandomize`.
+"""
+
+import itertools
+from typing import Any
+
+from conductor.v1 import conductor_pb2, event_pb2, project_pb2, task_pb2, terminal_pb2
+from google.protobuf import duration_pb2
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from services.common.errors import TABLE, Reason
+from services.conductor.protocol import (
+    SECOND,
+    Answered,
+    CallWorker,
+    CancelCall,
+    Expire,
+    Given,
+    Proceed,
+    ProceedLater,
+    Progressed,
+    Resume,
+    Submit,
+)
+from services.conductor.state import project, task
+from tests.conftest import MARKDOWN
+from tests.test_events import check_project_log, check_task_log, replayed
+from tests.test_state import COMPLETED, ENDED, FAILED, IN_PROGRESS, PENDING, SKIPPED, T0, WAITING, attempt, frozen
+from tests.test_state_task import FOUND, NOTHING, WROTE, R, T, W, broke, ended
+
+CI = settings(
+    max_examples=80,
+    stateful_step_count=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """What both have: a real state, everything written, ids and a clock."""
+
+    machine: Any
+    identity: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: Any = self.machine.initial(self.identity)
+        self.log: list[event_pb2.Event] = []
+        self.ids, self.at = itertools.count(1), 0
+
+    def tell(self, command: Any) -> tuple[Any, str]:
+        """Returns the outcome, and the id that was given."""
+        identity = f"id-{next(self.ids)}"
+        outcome = attempt(self.machine, self.state, command, Given((T0 + self.at) * SECOND, identity, "corr-1"))
+        self.state = outcome.state
+        self.log += outcome.events
+        return outcome, identity
+
+    def teardown(self) -> None:
+        assert frozen(replayed(self.machine, self.identity, self.log)) == frozen(self.state)
+
+
+# ---- projects ----
+
+texts = st.sampled_from(["", "so", "completed; failed"])
+
+
+class ProjectMachine(Machine):
+    machine, identity = project, "p"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = 1
+        self.stages = [[IN_PROGRESS, ""]] + [[PENDING, ""] for _ in range(7)]  # status and message
+        self.confirmation = self.plan = ""  # what waits
+        self.last_plan: tuple[str, int, bool] | None = None  # id, stage, approved
+        self.seen = ["id-0"]  # every id that was ever given to something
+
+    @property
+    def now(self) -> list[Any]:
+        return self.stages[self.current - 1]
+
+    def expect(self, accepted: bool, command: Any) -> str:
+        outcome, identity = self.tell(command)
+        assert (outcome.error is None) == accepted, (command, outcome.error)
+        assert bool(outcome.events) == accepted
+        self.seen.append(identity)
+        return identity
+
+    def forget_plan_from(self, stage: int) -> None:
+        self.plan = ""
+        if self.last_plan and self.last_plan[1] >= stage:
+            self.last_plan = None
+
+    @rule(step=st.sampled_from([-3, -1, 0, 0, 0, 1, 1, 2]), status=st.sampled_from([0, 2, 4, 5, 6]), text=texts)
+    def transition(self, step: int, status: int, text: str) -> None:
+        target, wanted, found = min(8, max(1, self.current + step)), status or IN_PROGRESS, self.now[0]
+        if target < self.current:
+            accepted = wanted == IN_PROGRESS
+        elif target == self.current + 1:
+            accepted = wanted == IN_PROGRESS and found in (COMPLETED, SKIPPED)
+        elif target > self.current:
+            accepted = False
+        elif wanted == COMPLETED:
+            accepted = found == IN_PROGRESS and not self.plan
+        elif wanted == SKIPPED:
+            accepted = found in (IN_PROGRESS, FAILED) and not self.plan
+        else:
+            accepted = wanted == IN_PROGRESS or found in (IN_PROGRESS, WAITING)
+        self.expect(accepted, conductor_pb2.TransitionToRequest(stage_id=target, status=status, message=text))
+        if not accepted:
+            return
+        self.confirmation = ""
+        if target < self.current or (wanted == IN_PROGRESS and found not in (IN_PROGRESS, WAITING)):
+            self.forget_plan_from(target)
+        if wanted in ENDED:
+            self.plan = ""
+        self.stages[target:] = [[PENDING, ""] for _ in self.stages[target:]]
+        self.current = target
+        self.now[:] = [wanted, text]
+
+    @rule(step=st.sampled_from([-1, 0, 0, 0, 1]), text=texts)
+    def ask(self, step: int, text: str) -> None:
+        stage = min(8, max(1, self.current + step))
+        accepted = stage == self.current and self.now[0] in (IN_PROGRESS, WAITING)
+        command = conductor_pb2.WaitForConfirmationRequest(stage_id=stage, summary=text)
+        identity = self.expect(accepted, command)
+        if accepted:
+            self.confirmation, self.now[:] = identity, [WAITING, text]
+
+    @rule(step=st.sampled_from([-1, 0, 0, 0, 1]))
+    def propose(self, step: int) -> None:
+        stage = min(8, max(1, self.current + step))
+        accepted = stage == self.current and self.now[0] in (IN_PROGRESS, WAITING)
+        identity = self.expect(accepted, conductor_pb2.ProposePlanRequest(stage_id=stage, summary="a plan"))
+        if accepted:
+            self.plan, self.last_plan = identity, (identity, stage, False)
+
+    @rule(
+        step=st.sampled_from([None, None, 0, 0, -1, 1]),
+        names=st.sampled_from(["", "", "present", "present", "any"]),
+        approved=st.sampled_from([None, True, False]),
+        data=st.data(),
+    )
+    def answer(self, step: int | None, names: str, approved: bool | None, data: Any) -> None:
+        stage = 0 if step is None else min(8, max(1, self.current + step))
+        confirmation = plan = ""
+        if names == "present":
+            confirmation, plan = self.confirmation, self.plan
+        elif names == "any":
+            confirmation, plan = (data.draw(st.sampled_from(["", *self.seen[-6:]])) for _ in range(2))
+        fresh = stage in (0, self.current) and confirmation in ("", self.confirmation) and plan in ("", self.plan)
+        yes, found = approved is not False, self.now[0]
+        open_ = found in (IN_PROGRESS, WAITING) or (yes and found == COMPLETED and self.current < 8)
+        command = conductor_pb2.ConfirmRequest(
+            stage_id=stage, confirmation_id=confirmation, plan_id=plan, approved=approved, reason="" if yes else "no"
+        )
+        self.expect(fresh and open_, command)
+        if not (fresh and open_):
+            return
+        if self.plan and self.last_plan:
+            self.last_plan = (*self.last_plan[:2], yes)
+        self.confirmation = self.plan = ""
+        self.now[0] = COMPLETED if yes else IN_PROGRESS
+        self.now[1] = None if yes else "no"  # what is said about an approved stage is the machine's own choice
+        if yes and self.current < 8:
+            self.current += 1
+            self.now[:] = [IN_PROGRESS, ""]
+
+    @rule()
+    def time_passes(self) -> None:
+        self.at += 1
+
+    @invariant()
+    def is_as_the_model_says(self) -> None:
+        state = self.state
+        assert state.current_stage == self.current
+        assert [s.status for s in state.stages] == [status for status, _ in self.stages]
+        assert all(said in (None, s.message) for s, (_, said) in zip(state.stages, self.stages, strict=True))
+        assert state.waiting_confirmation.confirmation_id == self.confirmation
+        assert state.plan_pending == bool(self.plan)
+        shown = (state.plan.plan_id, state.plan.stage_id, state.plan_approved) if state.HasField("plan") else None
+        assert shown == self.last_plan
+
+    @invariant()
+    def keeps_the_laws(self) -> None:
+        state, here = self.state, self.state.current_stage
+        assert {s.status for s in state.stages[: here - 1]} <= {COMPLETED, SKIPPED}
+        assert all(s == project_pb2.StageState(stage_id=s.stage_id, status=PENDING) for s in state.stages[here:])
+        current = state.stages[here - 1]
+        assert current.status != PENDING
+        assert (current.status == WAITING) == state.HasField("waiting_confirmation")
+        assert [s.stage_id for s in state.stages if s.plan_pending] == ([here] if state.plan_pending else [])
+        assert not state.plan_pending or (state.plan.stage_id == here and current.status in (IN_PROGRESS, WAITING))
+        for stage in state.stages:
+            assert stage.HasField("completed_at") == (stage.status in ENDED)
+            assert stage.HasField("error") == (stage.status == FAILED)
+
+    def teardown(self) -> None:
+        super().teardown()
+        check_project_log(self.log)
+
+
+# ---- tasks ----
+
+REASONS = {
+    "gone": Reason.ERROR_REASON_WORKER_UNAVAILABLE,
+    "late": Reason.ERROR_REASON_WORKER_TIMEOUT,
+    "lost": Reason.ERROR_REASON_OUTCOME_UNKNOWN,
+    "full": Reason.ERROR_REASON_OVER_CAPACITY,
+    "broken": Reason.ERROR_REASON_WORKER_FAILED,
+}
+GOOD = {"R": FOUND, "T": ended(exit_code=0), "W": WROTE}
+
+
+class TaskMachine(Machine):
+    machine, identity = task, "task-1"
+
+    @initialize(
+        capabilities=st.sampled_from([[], [], [R], [T], [R, T], [T, R]]),
+        commands=st.lists(st.booleans(), min_size=1, max_size=3),
+        bare=st.booleans(),
+        attempts=st.integers(0, 3),
+        deadline=st.sampled_from([None, None, 50]),
+    )
+    def submit(self, capabilities: Any, commands: Any, bare: bool, attempts: int, deadline: int | None) -> None:
+        self.idempotent = [] if bare and T not in capabilities else commands
+        self.capabilities, self.most, self.deadline = capabilities, attempts or 2, deadline or 600
+        hints = task_pb2.Hints(capabilities=capabilities, max_attempts=attempts)
+        hints.commands.extend(terminal_pb2.Command(argv=["a"], idempotent=each) for each in self.idempotent)
+        if deadline:
+            hints.deadline.CopyFrom(duration_pb2.Duration(seconds=deadline))
+        self.todo: list[str] = []
+        self.tries, self.due, self.open, self.calls = 0, 0, "", ["call-0"]
+        self.status, self.fallback = "QUEUED", not capabilities and bool(self.idempotent)
+        request = conductor_pb2.ExecuteRequest(objective="Why?", output_mode=MARKDOWN, hints=hints)
+        self.do(Submit(request))
+
+    def do(self, command: Any) -> Any:
+        """Gives the command to the real machine, and keeps account of what it wants done."""
+        outcome, _ = self.tell(command)
+        made = [e.worker_call.call_id for e in outcome.events if e.type == "conductor.worker.call"]
+        assert made == [e.call_id for e in outcome.effects if isinstance(e, CallWorker)]
+        self.due += sum(isinstance(effect, ProceedLater) for effect in outcome.effects)
+        self.calls += made
+        return outcome
+
+    def call_next(self) -> None:
+        """The model's: what happens when the next step's turn has come."""
+        if self.at >= self.deadline:
+            self.status, self.open = "TASK_DEADLINE_EXCEEDED", ""
+        else:
+            self.status, self.open, self.tries = "WAITING_WORKER", self.todo[0], self.tries + 1
+
+    def terminals(self) -> list[str]:
+        return [f"T{index}" for index in range(len(self.idempotent))]
+
+    @property
+    def over(self) -> bool:
+        return self.status not in ("QUEUED", "RUNNING", "WAITING_WORKER")
+
+    @rule()
+    def proceed(self) -> None:
+        self.due = max(0, self.due - 1)
+        if self.status == "QUEUED":
+            steps = {R: ["R"], T: self.terminals()}
+            self.todo = [step for capability in self.capabilities or [R] for step in steps[capability]] + ["W"]
+        if self.status in ("QUEUED", "RUNNING"):
+            self.call_next()
+        self.do(Proceed())
+
+    @rule(hows=st.lists(st.sampled_from(["good", "good", "good", "empty", "exit", "limit", *REASONS]), min_size=1))
+    def work(self, hows: list[str]) -> None:
+        """Does what comes next: what is due, then an answer, and so on."""
+        for how in hows:
+            if not self.open:
+                self.proceed()
+            self.answer(how)
+
+    def answer(self, how: str) -> None:
+        if not self.open:
+            return
+        kind, index = self.open[0], int(self.open[1:] or 0)
+        fields = broke(REASONS[how]) if how in REASONS else GOOD[kind]
+        if how == "empty" and kind == "R":
+            fields = NOTHING
+        if how in ("exit", "limit") and kind == "T":
+            fields = ended(exit_code=3) if how == "exit" else ended(terminal_pb2.COMMAND_END_MEMORY)
+        result = event_pb2.WorkerResult(call_id=self.calls[-1], capability={"R": R, "T": T, "W": W}[kind], **fields)
+        self.open, self.status = "", "RUNNING"
+        if how in REASONS or (how in ("exit", "limit") and kind == "T"):
+            self.after_failure(how, kind, index)
+        elif kind == "W":
+            self.status = "COMPLETED"
+        else:
+            self.todo, self.tries = self.todo[1:], 0
+            if fields is NOTHING and self.fallback:
+                self.todo, self.fallback = [*self.terminals(), "W"], False
+            self.call_next()
+        self.do(Answered(result))
+
+    def after_failure(self, how: str, kind: str, index: int) -> None:
+        reason = REASONS.get(how, Reason.ERROR_REASON_COMMAND_FAILED)
+        reason = Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED if how == "limit" else reason
+        harmless = kind != "T" or how in ("gone", "full") or self.idempotent[index]
+        if self.at >= self.deadline:
+            self.status = "TASK_DEADLINE_EXCEEDED"
+        elif TABLE[reason].retryable and harmless and self.tries < self.most:
+            pass  # another attempt is due
+        elif kind == "R" and how in ("gone", "late") and self.fallback:
+            self.todo, self.tries, self.fallback = [*self.terminals(), "W"], 0, False
+            self.call_next()
+        else:
+            self.status = Reason.Name(reason).removeprefix("ERROR_REASON_")
+
+    @rule(back=st.integers(1, 3), how=st.sampled_from(["progress", "result", "submit"]))
+    def something_late_repeated_or_unknown(self, back: int, how: str) -> None:
+        past = [identity for identity in self.calls if not (self.open and identity == self.calls[-1])][-back:]
+        before = frozen(self.state)
+        if how == "submit":
+            outcome = self.do(Submit(conductor_pb2.ExecuteRequest(objective="Another?", output_mode=MARKDOWN)))
+        elif how == "result":
+            outcome = self.do(Answered(event_pb2.WorkerResult(call_id=past[0], capability=R, **FOUND)))
+        else:
+            outcome = self.do(Progressed(past[0], event_pb2.TaskProgress(message="?", call_id=past[0])))
+        assert not outcome.events and not outcome.effects and frozen(self.state) == before
+
+    @rule()
+    def progress(self) -> None:
+        if self.open:
+            said = event_pb2.TaskProgress(message="completed", step=1, total_steps=1, call_id=self.calls[-1])
+            self.do(Progressed(self.calls[-1], said))
+
+    @rule()
+    def crash(self) -> None:
+        self.due = 0  # timers die with the process
+        if self.open:
+            harmless = self.open[0] != "T" or self.idempotent[int(self.open[1:])]
+            self.status, self.open = "RUNNING" if harmless else "OUTCOME_UNKNOWN", ""
+        self.do(Resume())
+
+    @rule(how=st.sampled_from(["", "", "", "", "TASK_CANCELLED", "TASK_DEADLINE_EXCEEDED"]))
+    def stop(self, how: str) -> None:
+        if not how:
+            return
+        was_over, was_open, cancel = self.over, self.open, conductor_pb2.CancelTaskRequest(task_id="task-1")
+        outcome = self.do(cancel if how == "TASK_CANCELLED" else Expire())
+        assert (outcome.error is not None) == (was_over and how == "TASK_CANCELLED")
+        assert outcome.effects == ((CancelCall(self.calls[-1]),) if was_open else ())
+        if not was_over:
+            self.status, self.open = how, ""
+
+    @rule(seconds=st.sampled_from([1, 20]))
+    def time_passes(self, seconds: int) -> None:
+        self.at += seconds
+
+    @invariant()
+    def is_as_the_model_says(self) -> None:
+        shown = self.state.task
+        named = Reason.Name(shown.error.reason) if shown.HasField("error") else task_pb2.TaskStatus.Name(shown.status)
+        assert named.removeprefix("ERROR_REASON_").removeprefix("TASK_STATUS_") == self.status
+        assert shown.HasField("completed_at") == self.over
+        assert shown.HasField("report_path") == shown.HasField("writer_window_props") == (self.status == "COMPLETED")
+        assert shown.attempt == self.tries or not self.open
+
+    @invariant()
+    def keeps_the_laws(self) -> None:
+        check_task_log(self.log)
+        assert self.over or self.open or self.due, "the task is stuck"
+
+    def teardown(self) -> None:
+        for _ in range(40):
+            self.answer("good") if self.open else self.proceed()
+        assert self.over
+        self.is_as_the_model_says()
+        self.keeps_the_laws()
+        super().teardown()
+
+
+TestProjectsDoAsTheNaiveModelSaysAndKeepTheLaws = ProjectMachine.TestCase
+TestProjectsDoAsTheNaiveModelSaysAndKeepTheLaws.settings = CI
+TestTasksDoAsTheNaiveModelSaysAndKeepTheLaws = TaskMachine.TestCase
+TestTasksDoAsTheNaiveModelSaysAndKeepTheLaws.settings = CI
