@@ -15,6 +15,7 @@ import pytest
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, task_pb2
 
 from services.common.server import Service, new_id
+from services.conductor.__main__ import FULL_NAME, MAX_REQUEST_BYTES
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
 from services.conductor.router import GrpcRouter
@@ -114,7 +115,7 @@ async def start_conductor(path: Path, workers: Workers, **options: Any) -> Runni
     actor = Actor(store, router, **{**defaults, **options})
     tail = Tail(store)
     await tail.start()
-    service = Service("127.0.0.1:0", ["conductor.v1.Conductor"])
+    service = Service("127.0.0.1:0", [FULL_NAME], MAX_REQUEST_BYTES)
     api = ConductorApi(actor, Views(store), Subscriptions(store, tail, heartbeat, max_streams), router)
     conductor_pb2_grpc.add_ConductorServicer_to_server(api, service.server)
     await actor.recover()

@@ -31,16 +31,14 @@ CORRELATION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 # A port already served by another process must be an error, not a share of its traffic.
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Twice what Envoy lets through (60 KiB), because it repeats the path: an absurd id shall meet our validation.
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
-CHANNEL_OPTIONS = (
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),  # workers are reached directly, whatever the environment says about the web
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # A worker that comes back must be found within a second, not after the default backoff of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -172,15 +170,12 @@ class Service:
     Args:
         address: host:port to listen on; port 0 picks a free one, see `port`.
         names: full names of the services, for health and reflection.
-        maximum_concurrent_rpcs: calls beyond it are refused with RESOURCE_EXHAUSTED.
+        max_request_bytes: larger requests are refused with RESOURCE_EXHAUSTED.
     """
 
-    def __init__(self, address: str, names: Sequence[str], maximum_concurrent_rpcs: int | None = None) -> None:
-        self.server = grpc.aio.server(
-            interceptors=[Boundary()],
-            options=SERVER_OPTIONS,
-            maximum_concurrent_rpcs=maximum_concurrent_rpcs,
-        )
+    def __init__(self, address: str, names: Sequence[str], max_request_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        limit = ("grpc.max_receive_message_length", max_request_bytes)
+        self.server = grpc.aio.server(interceptors=[Boundary()], options=(*SERVER_OPTIONS, limit))
         self._health = HealthServicer()
         self._names = names
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)

@@ -10,9 +10,10 @@ from services.common.errors import Reason, Refusal, row_of
 
 DOMAIN = "conductor.v1"
 # Trailers hold 8 KiB with most clients; the message travels three times, once percent-encoded.
-MAX_TEXT = 400  # characters of a message
-MAX_VALUE = 100  # characters of a metadata value or a field's name
-MAX_VIOLATIONS = 8
+MAX_TEXT = 500  # bytes of a message
+MAX_METADATA = 1000  # bytes of all metadata, keys and values
+MAX_VALUE = 120  # bytes of a violation's field, and of its description
+MAX_VIOLATIONS = 5
 RETRY_AFTER_S = 1  # what RetryInfo asks a caller to wait when a service is over capacity
 
 
@@ -32,7 +33,7 @@ def to_status(refusal: Refusal, correlation_id: str) -> grpc.Status:
     if refusal.violations:
         bad = error_details_pb2.BadRequest()
         for name, description in refusal.violations[:MAX_VIOLATIONS]:
-            bad.field_violations.add(field=name[:MAX_VALUE], description=description[:MAX_VALUE])
+            bad.field_violations.add(field=_first(name, MAX_VALUE), description=_first(description, MAX_VALUE))
         details.append(bad)
     if error.reason == Reason.ERROR_REASON_OVER_CAPACITY:
         retry = error_details_pb2.RetryInfo()
@@ -45,12 +46,20 @@ def to_status(refusal: Refusal, correlation_id: str) -> grpc.Status:
 
 
 def _cut(error: error_pb2.TypedError) -> error_pb2.TypedError:
-    short = error_pb2.TypedError()
-    short.CopyFrom(error)
-    short.message = error.message[:MAX_TEXT]
-    for key, value in error.metadata.items():
-        short.metadata[key] = value[:MAX_VALUE]
+    short = error_pb2.TypedError(
+        reason=error.reason, kind=error.kind, message=_first(error.message, MAX_TEXT), retryable=error.retryable
+    )
+    room = MAX_METADATA
+    for key, value in sorted(error.metadata.items()):
+        if len(key) < room:
+            short.metadata[key] = _first(value, room - len(key))
+            room -= len(key) + len(short.metadata[key].encode())
     return short
+
+
+def _first(text: str, size: int) -> str:
+    """Returns as much of a text as fits into so many bytes of UTF-8."""
+    return text if len(text.encode()) <= size else text.encode()[:size].decode(errors="ignore")
 
 
 def _name(reason: error_pb2.ErrorReason.ValueType) -> str:

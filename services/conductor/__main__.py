@@ -18,12 +18,14 @@ from services.conductor.views import Views
 log = logging.getLogger(__name__)
 
 FULL_NAME = "conductor.v1.Conductor"
+# A request becomes an event, and gRPC clients take 4 MiB by default. As large as what the edge lets through.
+MAX_REQUEST_BYTES = 2 * 1024 * 1024
 
 
 async def serve(stop: asyncio.Event) -> None:
     """Serves until the event is set: opens the store, recovers, listens; stops in the opposite order."""
     settings = load(ConductorSettings)
-    service = Service(settings.listen, [FULL_NAME])
+    service = Service(settings.listen, [FULL_NAME], MAX_REQUEST_BYTES)
     store = SqliteStore(settings.store)
     router = GrpcRouter(
         {

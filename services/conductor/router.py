@@ -18,7 +18,7 @@ from conductor.v1 import (
 )
 
 from services.common.errors import Reason, Refusal, typed
-from services.common.server import CHANNEL_OPTIONS, CORRELATION_HEADER
+from services.common.server import CHANNEL_OPTIONS, CORRELATION_HEADER, MAX_MESSAGE_BYTES
 from services.common.status import from_rpc_error
 from services.conductor.protocol import Answered, CallWorker, Command, Progressed
 
@@ -28,6 +28,7 @@ Capability = task_pb2.Capability
 Deliver = Callable[[Command], None]
 
 KEPT_OUTPUT_BYTES = 256 * 1024  # of each stream of a command, in the log and the report
+MAX_RESULT_BYTES = 3 * 1024 * 1024
 CONNECT_S = 2.0  # how long a worker may take to accept a connection before it counts as unavailable
 REPORT_READ_S = 10.0
 
@@ -41,16 +42,19 @@ class GrpcRouter:
 
     def __init__(self, targets: Mapping[task_pb2.Capability.ValueType, str]) -> None:
         self._channels = {
-            capability: grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+            capability: grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, _limit(capability)))
             for capability, target in targets.items()
         }
+        self._closed = False
         self._researcher = researcher_pb2_grpc.ResearcherStub(self._channels[Capability.CAPABILITY_RESEARCHER])
         self._terminal = terminal_pb2_grpc.TerminalStub(self._channels[Capability.CAPABILITY_TERMINAL])
         self._writer = report_writer_pb2_grpc.ReportWriterStub(self._channels[Capability.CAPABILITY_REPORT_WRITER])
         self._calls: dict[str, asyncio.Task[None]] = {}
 
     def call(self, call: CallWorker, deliver: Deliver) -> None:
-        """Starts a call; progress and the one Answered are delivered as commands."""
+        """Starts a call; progress and the one Answered are delivered as commands. Does nothing once closed."""
+        if self._closed:
+            return
         task = asyncio.create_task(self._call(call, deliver))
         self._calls[call.call_id] = task
         task.add_done_callback(lambda _: self._calls.pop(call.call_id, None))
@@ -63,6 +67,7 @@ class GrpcRouter:
 
     async def close(self) -> None:
         """Stops all calls and closes the channels."""
+        self._closed = True
         calls = list(self._calls.values())
         for task in calls:
             task.cancel()
@@ -174,6 +179,12 @@ class _Output:
             stdout_cut_bytes=stdout_cut,
             stderr_cut_bytes=stderr_cut,
         )
+
+
+def _limit(capability: task_pb2.Capability.ValueType) -> tuple[str, int]:
+    """Bounds what a worker may answer: a result becomes an event, and gRPC clients take 4 MiB by default."""
+    report = capability == Capability.CAPABILITY_REPORT_WRITER
+    return "grpc.max_receive_message_length", MAX_MESSAGE_BYTES if report else MAX_RESULT_BYTES
 
 
 def _progress(call: CallWorker, said: researcher_pb2.ResearchProgress) -> event_pb2.TaskProgress:

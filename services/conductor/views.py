@@ -14,6 +14,8 @@ from services.conductor.state import project
 from services.conductor.store.base import Listing, Row, Store
 
 PAGE_SIZE = 50  # when the request names none
+MAX_INT = 2**63  # what the store can compare with
+MAX_TOKEN = 1024
 
 
 class Views:
@@ -84,8 +86,8 @@ def _write_token(row: Row, listing: Listing) -> str:
 def _read_token(token: str, listing: Listing) -> tuple[int, str]:
     try:
         list_id, created_at, row_id = json.loads(base64.urlsafe_b64decode(token.encode()))
-        valid = list_id == _list_id(listing) and isinstance(created_at, int) and isinstance(row_id, str)
-    except (binascii.Error, ValueError, TypeError):
+        valid = list_id == _list_id(listing) and 0 <= created_at < MAX_INT and len(row_id.encode()) < MAX_TOKEN
+    except (binascii.Error, ValueError, TypeError, AttributeError):
         valid = False
     if not valid:
         what = "must be next_page_token of the page before, with the same filters"

@@ -27,7 +27,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onductor/v1/researcher.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe9\x01\n\x0fResearchRequest\x12/\n\tobjective\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xbaH\x15r\x13\x18\x80\x80\x01\x32\r[^\\p{Z}\\p{C}]\x12&\n\x07sources\x18\x02 \x03(\tB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x10 \"\x07r\x05\x10\x01(\x80\x08\x12\x32\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x1c.conductor.v1.ResearchBudgetB\x04\xe2\x41\x01\x01\x12I\n\x0e\x63orrelation_id\x18\x04 \x01(\tB1\xe2\x41\x01\x01\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$\xd8\x01\x01\"\xaa\x01\n\x0eResearchBudget\x12?\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xe2\x41\x01\x01\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c*\x00\x12!\n\x0cmax_findings\x18\x02 \x01(\rB\x0b\xe2\x41\x01\x01\xbaH\x04*\x02\x18\x32\x12\x1b\n\rmax_documents\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01\x12\x17\n\tmax_bytes\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x01\"\x7f\n\x10ResearchResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.conductor.v1.ResearchProgressH\x00\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.conductor.v1.ResearchResultH\x00\x42\x07\n\x05\x65vent\"F\n\x10ResearchProgress\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x13\n\x0btotal_steps\x18\x03 \x01(\r\"\x86\x01\n\x0eResearchResult\x12\'\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x15.conductor.v1.Finding\x12\x1f\n\x04gaps\x18\x02 \x03(\x0b\x32\x11.conductor.v1.Gap\x12*\n\x05usage\x18\x03 \x01(\x0b\x32\x1b.conductor.v1.ResearchUsage\"V\n\x07\x46inding\x12\x11\n\tstatement\x18\x01 \x01(\t\x12)\n\tcitations\x18\x02 \x03(\x0b\x32\x16.conductor.v1.Citation\x12\r\n\x05score\x18\x03 \x01(\x01\"\x83\x01\n\x08\x43itation\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12&\n\x07locator\x18\x03 \x01(\x0b\x32\x15.conductor.v1.Locator\x12\r\n\x05quote\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\x12\x15\n\rsource_sha256\x18\x06 \x01(\t\"k\n\x07Locator\x12\x12\n\nline_start\x18\x01 \x01(\r\x12\x10\n\x08line_end\x18\x02 \x01(\r\x12\x12\n\nchar_start\x18\x03 \x01(\x04\x12\x10\n\x08\x63har_end\x18\x04 \x01(\x04\x12\x14\n\x0cheading_path\x18\x05 \x03(\t\"K\n\x03Gap\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.conductor.v1.GapKind\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"q\n\rResearchUsage\x12\x11\n\tdocuments\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08passages\x18\x03 \x01(\r\x12,\n\twall_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\xa5\x01\n\x07GapKind\x12\x18\n\x14GAP_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12GAP_KIND_NOT_FOUND\x10\x01\x12\x18\n\x14GAP_KIND_TERM_ABSENT\x10\x02\x12\x17\n\x13GAP_KIND_UNREADABLE\x10\x03\x12\x1d\n\x19GAP_KIND_BUDGET_EXHAUSTED\x10\x04\x12\x16\n\x12GAP_KIND_TRUNCATED\x10\x05\x32[\n\nResearcher\x12M\n\x08Research\x12\x1d.conductor.v1.ResearchRequest\x1a\x1e.conductor.v1.ResearchResponse\"\x00\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onductor/v1/researcher.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\xee\x01\n\x0fResearchRequest\x12\x34\n\tobjective\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x18\x80\x80\x01\x32\x12[^\\p{Z}\\p{C}\\p{M}]\x12&\n\x07sources\x18\x02 \x03(\tB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x10 \"\x07r\x05\x10\x01(\x80\x08\x12\x32\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x1c.conductor.v1.ResearchBudgetB\x04\xe2\x41\x01\x01\x12I\n\x0e\x63orrelation_id\x18\x04 \x01(\tB1\xe2\x41\x01\x01\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$\xd8\x01\x01\"\xaa\x01\n\x0eResearchBudget\x12?\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xe2\x41\x01\x01\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c*\x00\x12!\n\x0cmax_findings\x18\x02 \x01(\rB\x0b\xe2\x41\x01\x01\xbaH\x04*\x02\x18\x32\x12\x1b\n\rmax_documents\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01\x12\x17\n\tmax_bytes\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x01\"\x7f\n\x10ResearchResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.conductor.v1.ResearchProgressH\x00\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.conductor.v1.ResearchResultH\x00\x42\x07\n\x05\x65vent\"F\n\x10ResearchProgress\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x13\n\x0btotal_steps\x18\x03 \x01(\r\"\x86\x01\n\x0eResearchResult\x12\'\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x15.conductor.v1.Finding\x12\x1f\n\x04gaps\x18\x02 \x03(\x0b\x32\x11.conductor.v1.Gap\x12*\n\x05usage\x18\x03 \x01(\x0b\x32\x1b.conductor.v1.ResearchUsage\"V\n\x07\x46inding\x12\x11\n\tstatement\x18\x01 \x01(\t\x12)\n\tcitations\x18\x02 \x03(\x0b\x32\x16.conductor.v1.Citation\x12\r\n\x05score\x18\x03 \x01(\x01\"\x83\x01\n\x08\x43itation\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12&\n\x07locator\x18\x03 \x01(\x0b\x32\x15.conductor.v1.Locator\x12\r\n\x05quote\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\x12\x15\n\rsource_sha256\x18\x06 \x01(\t\"k\n\x07Locator\x12\x12\n\nline_start\x18\x01 \x01(\r\x12\x10\n\x08line_end\x18\x02 \x01(\r\x12\x12\n\nchar_start\x18\x03 \x01(\x04\x12\x10\n\x08\x63har_end\x18\x04 \x01(\x04\x12\x14\n\x0cheading_path\x18\x05 \x03(\t\"K\n\x03Gap\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.conductor.v1.GapKind\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"q\n\rResearchUsage\x12\x11\n\tdocuments\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08passages\x18\x03 \x01(\r\x12,\n\twall_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\xa5\x01\n\x07GapKind\x12\x18\n\x14GAP_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12GAP_KIND_NOT_FOUND\x10\x01\x12\x18\n\x14GAP_KIND_TERM_ABSENT\x10\x02\x12\x17\n\x13GAP_KIND_UNREADABLE\x10\x03\x12\x1d\n\x19GAP_KIND_BUDGET_EXHAUSTED\x10\x04\x12\x16\n\x12GAP_KIND_TRUNCATED\x10\x05\x32[\n\nResearcher\x12M\n\x08Research\x12\x1d.conductor.v1.ResearchRequest\x1a\x1e.conductor.v1.ResearchResponse\"\x00\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conductor.v1.researcher_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESEARCHREQUEST'].fields_by_name['objective']._loaded_options = None
-  _globals['_RESEARCHREQUEST'].fields_by_name['objective']._serialized_options = b'\342A\001\002\272H\025r\023\030\200\200\0012\r[^\\p{Z}\\p{C}]'
+  _globals['_RESEARCHREQUEST'].fields_by_name['objective']._serialized_options = b'\342A\001\002\272H\032r\030\030\200\200\0012\022[^\\p{Z}\\p{C}\\p{M}]'
   _globals['_RESEARCHREQUEST'].fields_by_name['sources']._loaded_options = None
   _globals['_RESEARCHREQUEST'].fields_by_name['sources']._serialized_options = b'\342A\001\001\272H\016\222\001\013\020 \"\007r\005\020\001(\200\010'
   _globals['_RESEARCHREQUEST'].fields_by_name['budget']._loaded_options = None
@@ -50,28 +50,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESEARCHBUDGET'].fields_by_name['max_documents']._serialized_options = b'\342A\001\001'
   _globals['_RESEARCHBUDGET'].fields_by_name['max_bytes']._loaded_options = None
   _globals['_RESEARCHBUDGET'].fields_by_name['max_bytes']._serialized_options = b'\342A\001\001'
-  _globals['_GAPKIND']._serialized_start=1412
-  _globals['_GAPKIND']._serialized_end=1577
+  _globals['_GAPKIND']._serialized_start=1417
+  _globals['_GAPKIND']._serialized_end=1582
   _globals['_RESEARCHREQUEST']._serialized_start=142
-  _globals['_RESEARCHREQUEST']._serialized_end=375
-  _globals['_RESEARCHBUDGET']._serialized_start=378
-  _globals['_RESEARCHBUDGET']._serialized_end=548
-  _globals['_RESEARCHRESPONSE']._serialized_start=550
-  _globals['_RESEARCHRESPONSE']._serialized_end=677
-  _globals['_RESEARCHPROGRESS']._serialized_start=679
-  _globals['_RESEARCHPROGRESS']._serialized_end=749
-  _globals['_RESEARCHRESULT']._serialized_start=752
-  _globals['_RESEARCHRESULT']._serialized_end=886
-  _globals['_FINDING']._serialized_start=888
-  _globals['_FINDING']._serialized_end=974
-  _globals['_CITATION']._serialized_start=977
-  _globals['_CITATION']._serialized_end=1108
-  _globals['_LOCATOR']._serialized_start=1110
-  _globals['_LOCATOR']._serialized_end=1217
-  _globals['_GAP']._serialized_start=1219
-  _globals['_GAP']._serialized_end=1294
-  _globals['_RESEARCHUSAGE']._serialized_start=1296
-  _globals['_RESEARCHUSAGE']._serialized_end=1409
-  _globals['_RESEARCHER']._serialized_start=1579
-  _globals['_RESEARCHER']._serialized_end=1670
+  _globals['_RESEARCHREQUEST']._serialized_end=380
+  _globals['_RESEARCHBUDGET']._serialized_start=383
+  _globals['_RESEARCHBUDGET']._serialized_end=553
+  _globals['_RESEARCHRESPONSE']._serialized_start=555
+  _globals['_RESEARCHRESPONSE']._serialized_end=682
+  _globals['_RESEARCHPROGRESS']._serialized_start=684
+  _globals['_RESEARCHPROGRESS']._serialized_end=754
+  _globals['_RESEARCHRESULT']._serialized_start=757
+  _globals['_RESEARCHRESULT']._serialized_end=891
+  _globals['_FINDING']._serialized_start=893
+  _globals['_FINDING']._serialized_end=979
+  _globals['_CITATION']._serialized_start=982
+  _globals['_CITATION']._serialized_end=1113
+  _globals['_LOCATOR']._serialized_start=1115
+  _globals['_LOCATOR']._serialized_end=1222
+  _globals['_GAP']._serialized_start=1224
+  _globals['_GAP']._serialized_end=1299
+  _globals['_RESEARCHUSAGE']._serialized_start=1301
+  _globals['_RESEARCHUSAGE']._serialized_end=1414
+  _globals['_RESEARCHER']._serialized_start=1584
+  _globals['_RESEARCHER']._serialized_end=1675
 # @@protoc_insertion_point(module_scope)
