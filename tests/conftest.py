@@ -25,8 +25,8 @@ from services.conductor.subscribe import Subscriptions, Tail
 from services.conductor.views import Views
 from tests.fakes import Workers
 
-# Held for the whole session: when the last channel or server of a process is collected, grpc.aio joins its poller thread,
-# and the join never ends if a call of an ended event loop is still open (seen with grpcio 1.85).
+# Held for the whole session: when the last channel or server of a process is collected, grpc.aio joins its poller
+# thread, and the join never ends if a call of an ended event loop is still open (seen with grpcio 1.85).
 grpc.aio.init_grpc_aio()
 
 PREFIXES = ("CONDUCTOR_", "RESEARCHER_", "TERMINAL_", "REPORT_WRITER_", "EDGE_")

@@ -231,7 +231,6 @@ async def test_only_the_current_stage_is_put_before_a_person(conductor: Running,
         assert reason_of(errors).reason == Reason.ERROR_REASON_ILLEGAL_TRANSITION and await head(conductor) == at
 
 
-@pytest.mark.xfail(strict=True, reason="metadata values are cut to 100 characters, in the middle of a move")
 async def test_a_refusal_names_every_move_that_is_allowed(conductor: Running) -> None:
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as errors:
         await move(conductor, EXPORT)

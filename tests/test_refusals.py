@@ -160,7 +160,6 @@ async def test_an_objective_without_a_visible_character_is_refused(conductor: Ru
     await invalid(conductor, "Execute", changed("Execute", "objective", objective), "objective")
 
 
-@pytest.mark.xfail(strict=True, reason="default-ignorable marks (Mn) count as visible")
 async def test_an_objective_of_invisible_marks_is_refused(conductor: Running) -> None:
     for objective in INVISIBLE.split():
         await invalid(conductor, "Execute", changed("Execute", "objective", objective * 3), "objective")
@@ -174,7 +173,7 @@ async def test_control_characters_in_an_objective_are_refused(conductor: Running
 async def test_an_objective_is_measured_in_characters(conductor: Running) -> None:
     assert (await conductor.execute("\U0001f600" * 16_384, wait=SECONDS_10)).status == task_pb2.TASK_STATUS_COMPLETED
     await invalid(conductor, "Execute", changed("Execute", "objective", "a" * 16_385), "objective")
-    await invalid(conductor, "Execute", changed("Execute", "objective", "a" * 4_000_000), "objective")
+    await invalid(conductor, "Execute", changed("Execute", "objective", "a" * 1_000_000), "objective")
 
 
 DURATION = duration_pb2.Duration
@@ -285,7 +284,6 @@ async def test_a_page_token_of_another_list_is_refused(conductor: Running) -> No
     await invalid(conductor, "ListProjects", conductor_pb2.ListProjectsRequest(page_token=token), "page_token")
 
 
-@pytest.mark.xfail(strict=True, reason="a forged position reaches the store and ends as INTERNAL")
 @pytest.mark.parametrize("position", [[10**30, "x"], [-(10**30), "x"], [1, "\ud800"]], ids=["huge", "low", "surrogate"])
 async def test_a_forged_page_token_is_a_callers_mistake(conductor: Running, position: list[Any]) -> None:
     name = json.loads(base64.urlsafe_b64decode(await token_of(conductor)))[0]
@@ -305,11 +303,6 @@ async def test_a_stages_error_is_checked_like_any_input(conductor: Running, erro
         await conductor.stub.TransitionTo(request)
 
 
-TOO_LARGE = pytest.mark.xfail(
-    strict=True, reason="an answer can be larger than 4 MiB, the default limit of gRPC clients"
-)
-
-
 async def readable(conductor: Running) -> None:
     """Reads the log and the list as any client would, until everything so far was seen."""
     at = await head(conductor)
@@ -319,17 +312,21 @@ async def readable(conductor: Running) -> None:
     await conductor.stub.ListTasks(conductor_pb2.ListTasksRequest(page_size=1000))
 
 
-@TOO_LARGE
 async def test_no_accepted_task_makes_an_event_clients_cannot_read(conductor: Running) -> None:
-    commands = [terminal_pb2.Command(argv=["cat"], stdin=b"x" * 1_000_000)] * 12
-    try:
-        await conductor.execute(hints=task_pb2.Hints(commands=commands), wait=SECONDS_10)
-    except grpc.aio.AioRpcError as error:
-        assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    accepted = 0
+    for stdin in (100_000, 150_000, 300_000, 1_000_000):  # of each of twelve commands
+        commands = [terminal_pb2.Command(argv=["cat"], stdin=b"x" * stdin)] * 12
+        before = await head(conductor)
+        try:
+            await conductor.execute(hints=task_pb2.Hints(capabilities=[2], commands=commands), wait=SECONDS_10)
+            accepted += 1
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            assert await head(conductor) == before
+    assert accepted > 0
     await readable(conductor)
 
 
-@TOO_LARGE
 async def test_no_answer_of_a_worker_makes_an_event_clients_cannot_read(conductor: Running, workers: Workers) -> None:
     async def finds_much(_: Any) -> Any:
         return [research_result(finding("x" * 5_000_000))]
@@ -339,7 +336,6 @@ async def test_no_answer_of_a_worker_makes_an_event_clients_cannot_read(conducto
     await readable(conductor)
 
 
-@TOO_LARGE
 async def test_no_page_is_larger_than_clients_can_read(conductor: Running) -> None:
     await asyncio.gather(*(conductor.execute("\U0001f600" * 16_384, wait=SECONDS_10) for _ in range(70)))
     await readable(conductor)

@@ -10,7 +10,7 @@ from conductor.v1 import conductor_pb2, event_pb2, project_pb2, task_pb2, termin
 from google.protobuf import duration_pb2
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.common.errors import TABLE, Reason
 from services.conductor.protocol import (
@@ -98,9 +98,20 @@ class ProjectMachine(Machine):
         if self.last_plan and self.last_plan[1] >= stage:
             self.last_plan = None
 
-    @rule(step=st.sampled_from([-3, -1, 0, 0, 0, 1, 1, 2]), status=st.sampled_from([0, 2, 4, 5, 6]), text=texts)
-    def transition(self, step: int, status: int, text: str) -> None:
-        target, wanted, found = min(8, max(1, self.current + step)), status or IN_PROGRESS, self.now[0]
+    @rule(status=st.sampled_from([0, IN_PROGRESS, COMPLETED, FAILED, SKIPPED]), text=texts)
+    def report(self, status: int, text: str) -> None:
+        self.transition(self.current, status, text)
+
+    @rule(step=st.integers(1, 2), status=st.sampled_from([0, 0, COMPLETED, SKIPPED]), text=texts)
+    def onward(self, step: int, status: int, text: str) -> None:
+        self.transition(min(8, self.current + step), status, text)
+
+    @rule(step=st.integers(1, 4), status=st.sampled_from([0, 0, COMPLETED, FAILED]), text=texts)
+    def back(self, step: int, status: int, text: str) -> None:
+        self.transition(max(1, self.current - step), status, text)
+
+    def transition(self, target: int, status: int, text: str) -> None:
+        wanted, found = status or IN_PROGRESS, self.now[0]
         if target < self.current:
             accepted = wanted == IN_PROGRESS
         elif target == self.current + 1:
@@ -265,27 +276,27 @@ class TaskMachine(Machine):
     def over(self) -> bool:
         return self.status not in ("QUEUED", "RUNNING", "WAITING_WORKER")
 
+    @precondition(lambda self: not (self.open or self.over))
     @rule()
     def proceed(self) -> None:
         self.due = max(0, self.due - 1)
         if self.status == "QUEUED":
             steps = {R: ["R"], T: self.terminals()}
             self.todo = [step for capability in self.capabilities or [R] for step in steps[capability]] + ["W"]
-        if self.status in ("QUEUED", "RUNNING"):
-            self.call_next()
+        self.call_next()
         self.do(Proceed())
 
-    @rule(hows=st.lists(st.sampled_from(["good", "good", "good", "empty", "exit", "limit", *REASONS]), min_size=1))
-    def work(self, hows: list[str]) -> None:
-        """Does what comes next: what is due, then an answer, and so on."""
-        for how in hows:
-            if not self.open:
-                self.proceed()
-            self.answer(how)
+    @precondition(lambda self: self.open)
+    @rule(how=st.sampled_from(["good", "empty"]))
+    def work(self, how: str) -> None:
+        self.answer(how)
+
+    @precondition(lambda self: self.open)
+    @rule(how=st.sampled_from(["gone", "late", "lost", "full", "broken", "exit", "limit"]))
+    def break_(self, how: str) -> None:
+        self.answer(how)
 
     def answer(self, how: str) -> None:
-        if not self.open:
-            return
         kind, index = self.open[0], int(self.open[1:] or 0)
         fields = broke(REASONS[how]) if how in REASONS else GOOD[kind]
         if how == "empty" and kind == "R":
@@ -319,24 +330,27 @@ class TaskMachine(Machine):
         else:
             self.status = Reason.Name(reason).removeprefix("ERROR_REASON_")
 
-    @rule(back=st.integers(1, 3), how=st.sampled_from(["progress", "result", "submit"]))
+    @rule(back=st.integers(1, 3), how=st.sampled_from(["progress", "result", "submit", "proceed"]))
     def something_late_repeated_or_unknown(self, back: int, how: str) -> None:
         past = [identity for identity in self.calls if not (self.open and identity == self.calls[-1])][-back:]
         before = frozen(self.state)
         if how == "submit":
             outcome = self.do(Submit(conductor_pb2.ExecuteRequest(objective="Another?", output_mode=MARKDOWN)))
+        elif how == "proceed" and (self.open or self.over):
+            outcome = self.do(Proceed())
         elif how == "result":
             outcome = self.do(Answered(event_pb2.WorkerResult(call_id=past[0], capability=R, **FOUND)))
         else:
             outcome = self.do(Progressed(past[0], event_pb2.TaskProgress(message="?", call_id=past[0])))
         assert not outcome.events and not outcome.effects and frozen(self.state) == before
 
+    @precondition(lambda self: self.open)
     @rule()
     def progress(self) -> None:
-        if self.open:
-            said = event_pb2.TaskProgress(message="completed", step=1, total_steps=1, call_id=self.calls[-1])
-            self.do(Progressed(self.calls[-1], said))
+        said = event_pb2.TaskProgress(message="completed", step=1, total_steps=1, call_id=self.calls[-1])
+        self.do(Progressed(self.calls[-1], said))
 
+    @precondition(lambda self: not self.over)
     @rule()
     def crash(self) -> None:
         self.due = 0  # timers die with the process
@@ -356,7 +370,7 @@ class TaskMachine(Machine):
         if not was_over:
             self.status, self.open = how, ""
 
-    @rule(seconds=st.sampled_from([1, 20]))
+    @rule(seconds=st.sampled_from([1, 1, 20]))
     def time_passes(self, seconds: int) -> None:
         self.at += seconds
 
@@ -376,7 +390,8 @@ class TaskMachine(Machine):
 
     def teardown(self) -> None:
         for _ in range(40):
-            self.answer("good") if self.open else self.proceed()
+            if not self.over:
+                self.answer("good") if self.open else self.proceed()
         assert self.over
         self.is_as_the_model_says()
         self.keeps_the_laws()

@@ -31,6 +31,7 @@ CORRELATION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 # A port already served by another process must be an error, not a share of its traffic.
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Twice what Envoy lets through (60 KiB), because it repeats the path: an absurd id shall meet our validation.
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
@@ -89,6 +90,9 @@ class Boundary(grpc.aio.ServerInterceptor):
     under the correlation id. Health and reflection pass untouched.
     """
 
+    def __init__(self, max_request_bytes: int) -> None:
+        self._max_request_bytes = max_request_bytes
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -102,8 +106,24 @@ class Boundary(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream), **codec)
-        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), **codec)
+            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream, self._enter), **codec)
+        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, self._enter), **codec)
+
+    def _enter(self, request: Message | None, context: Context) -> None:
+        given = getattr(request, "correlation_id", "")
+        if not CORRELATION_PATTERN.fullmatch(given):
+            header = str(dict(context.invocation_metadata() or ()).get(CORRELATION_HEADER, ""))
+            given = header if CORRELATION_PATTERN.fullmatch(header) else new_id()
+        correlation_id.set(given)
+        if request is None:
+            raise _invalid("must be a message of this method, with text in UTF-8")
+        validate(request)
+        if request.ByteSize() > self._max_request_bytes:
+            raise _invalid(f"must be at most {self._max_request_bytes} bytes")
+
+
+def _invalid(what: str) -> Refusal:
+    return Refusal(Reason.ERROR_REASON_INVALID_REQUEST, f"request: {what}.", [("request", what)], field="request")
 
 
 def _decoder(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
@@ -118,10 +138,10 @@ def _decoder(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | N
     return decode
 
 
-def _unary(inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+def _unary(inner: Callable[..., Awaitable[Message]], enter: Callable[..., None]) -> Callable[..., Awaitable[Message]]:
     async def call(request: Message | None, context: Context) -> Message:
         try:
-            _enter(request, context)
+            enter(request, context)
             return await inner(request, context)
         except Exception as error:  # the last stop before the wire: everything must become a status
             await _abort(context, error)
@@ -130,28 +150,18 @@ def _unary(inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[
     return call
 
 
-def _streaming(inner: Callable[..., AsyncIterator[Message]]) -> Callable[..., AsyncIterator[Message]]:
+def _streaming(
+    inner: Callable[..., AsyncIterator[Message]], enter: Callable[..., None]
+) -> Callable[..., AsyncIterator[Message]]:
     async def call(request: Message | None, context: Context) -> AsyncIterator[Message]:
         try:
-            _enter(request, context)
+            enter(request, context)
             async for response in inner(request, context):
                 yield response
         except Exception as error:  # the last stop before the wire: everything must become a status
             await _abort(context, error)
 
     return call
-
-
-def _enter(request: Message | None, context: Context) -> None:
-    given = getattr(request, "correlation_id", "")
-    if not CORRELATION_PATTERN.fullmatch(given):
-        header = str(dict(context.invocation_metadata() or ()).get(CORRELATION_HEADER, ""))
-        given = header if CORRELATION_PATTERN.fullmatch(header) else new_id()
-    correlation_id.set(given)
-    if request is None:
-        what = "must be a message of this method, with text in UTF-8"
-        raise Refusal(Reason.ERROR_REASON_INVALID_REQUEST, f"request: {what}.", [("request", what)], field="request")
-    validate(request)
 
 
 async def _abort(context: Context, error: Exception) -> None:
@@ -170,12 +180,11 @@ class Service:
     Args:
         address: host:port to listen on; port 0 picks a free one, see `port`.
         names: full names of the services, for health and reflection.
-        max_request_bytes: larger requests are refused with RESOURCE_EXHAUSTED.
+        max_request_bytes: larger requests are refused with INVALID_REQUEST; above 16 MiB gRPC itself refuses.
     """
 
     def __init__(self, address: str, names: Sequence[str], max_request_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        limit = ("grpc.max_receive_message_length", max_request_bytes)
-        self.server = grpc.aio.server(interceptors=[Boundary()], options=(*SERVER_OPTIONS, limit))
+        self.server = grpc.aio.server(interceptors=[Boundary(max_request_bytes)], options=SERVER_OPTIONS)
         self._health = HealthServicer()
         self._names = names
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)

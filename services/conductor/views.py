@@ -14,6 +14,7 @@ from services.conductor.state import project
 from services.conductor.store.base import Listing, Row, Store
 
 PAGE_SIZE = 50  # when the request names none
+PAGE_BYTES = 2 * 1024 * 1024  # gRPC clients take 4 MiB by default
 MAX_INT = 2**63  # what the store can compare with
 MAX_TOKEN = 1024
 
@@ -62,8 +63,18 @@ class Views:
         size = size or PAGE_SIZE
         before = _read_token(token, listing) if token else None
         rows = await self._store.list(replace(listing, before=before, limit=size + 1))  # one more tells if it goes on
-        more = rows[size - 1] if len(rows) > size else None
-        return rows[:size], _write_token(more, listing) if more else ""
+        page = _fitting(rows[:size])
+        return page, _write_token(page[-1], listing) if len(page) < len(rows) else ""
+
+
+def _fitting(rows: Sequence[Row]) -> Sequence[Row]:
+    """Returns the first rows that fit into one answer, at least one."""
+    size = 0
+    for count, row in enumerate(rows):
+        size += len(row.state)
+        if count and size > PAGE_BYTES:
+            return rows[:count]
+    return rows
 
 
 def _task(row: Row) -> task_pb2.Task:

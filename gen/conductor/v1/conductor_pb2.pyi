@@ -191,7 +191,7 @@ class ListTasksRequest(_message.Message):
     desktop_id: _builtins.str
     """Only tasks of this desktop. Any when absent."""
     page_size: _builtins.int
-    """Most tasks to return. 0 to 1000; 50 when 0."""
+    """Most tasks to return; there may be fewer on a page when they are large. 0 to 1000; 50 when 0."""
     page_token: _builtins.str
     """Where to go on: next_page_token of the page before, with the same filters. From the newest when empty."""
     def __init__(
@@ -325,7 +325,7 @@ class ListProjectsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most projects to return. 0 to 1000; 50 when 0."""
+    """Most projects to return; there may be fewer on a page when they are large. 0 to 1000; 50 when 0."""
     page_token: _builtins.str
     """Where to go on: next_page_token of the page before. From the newest when empty."""
     def __init__(
