@@ -185,7 +185,6 @@ async def test_many_at_once_do_not_get_past_the_limit(tmp_path: Path, workers: W
     assert answers.count("OVER_CAPACITY") >= 10 - 4
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the mailbox of a task that never came to be is kept")
 async def test_refused_and_repeated_submits_leave_nothing_in_memory(small: Running) -> None:
     for number in range(4):
         await submit(small, request_id=f"r-{number}")

@@ -173,7 +173,7 @@ async def test_control_characters_in_an_objective_are_refused(conductor: Running
 async def test_an_objective_is_measured_in_characters(conductor: Running) -> None:
     assert (await conductor.execute("\U0001f600" * 16_384, wait=SECONDS_10)).status == task_pb2.TASK_STATUS_COMPLETED
     await invalid(conductor, "Execute", changed("Execute", "objective", "a" * 16_385), "objective")
-    await invalid(conductor, "Execute", changed("Execute", "objective", "a" * 1_000_000), "objective")
+    await invalid(conductor, "Execute", changed("Execute", "objective", "a" * 4_000_000), "objective")
 
 
 DURATION = duration_pb2.Duration

@@ -209,6 +209,8 @@ class Actor:
         elif box.state is not None and (box.version == 0 or box.machine.finished(box.state)):
             del self._mailboxes[box.key]
             self._release(box.key)
+        elif box.state is None and box.unsure is None:
+            del self._mailboxes[box.key]  # the log has it; a slot it may hold stays taken
 
     # ---- one message ----
 

@@ -108,7 +108,7 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         self, request: conductor_pb2.SubscribeEventsRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
         after = request.after_sequence if request.HasField("after_sequence") else None
-        async for event in self._events(request, after):
+        async for event in await self._open(request, after):
             yield event
 
     async def StreamEvents(
@@ -117,15 +117,12 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         after = _last_event_id(context)
         if after is None and request.HasField("after_sequence"):
             after = request.after_sequence
-        opened = False
+        events = await self._open(request, after)  # what is refused here still chooses the HTTP status
+        yield _body(SSE_OPEN)
         try:
-            async for event in self._events(request, after):
-                # The first message waits for the first event, so that a refusal can still choose the HTTP status.
-                yield _body(sse(event) if opened else SSE_OPEN + sse(event))
-                opened = True
+            async for event in events:
+                yield _body(sse(event))
         except Refusal:
-            if not opened:
-                raise
             yield _body(SSE_CLOSING)  # over HTTP/1.1 a status after the first byte would not be seen
 
     # ---- parts ----
@@ -141,18 +138,17 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         await self._subscriptions.first(wanted, task.as_of_sequence, seconds)
         return await self._views.task(task.task_id)
 
-    async def _events(self, request: SubscribeRequest, after: int | None) -> AsyncIterator[event_pb2.Event]:
+    async def _open(self, request: SubscribeRequest, after: int | None) -> AsyncIterator[event_pb2.Event]:
+        """Opens a subscription; without a cursor it begins with the present state. Raises Refusal."""
         wanted = Filter(
             request.task_id, request.project_id, frozenset(request.types), request.correlation_id, request.scope
         )
         if after is None:
             snapshot = await self._snapshot(wanted)
-            after = snapshot.sequence
-            yield snapshot
-        elif wanted.task_id:
+            return _preceded(snapshot, await self._subscriptions.open(wanted, snapshot.sequence))
+        if wanted.task_id:
             await self._views.task(wanted.task_id)  # an unknown id is told before the stream begins
-        async for event in self._subscriptions.follow(wanted, after):
-            yield event
+        return await self._subscriptions.open(wanted, after)
 
     async def _snapshot(self, wanted: Filter) -> event_pb2.Event:
         """Returns the present state of what is subscribed to, or a checkpoint when that is everything."""
@@ -161,6 +157,12 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         if wanted.project_id:
             return _project_snapshot(await self._views.project(wanted.project_id))
         return await self._subscriptions.checkpoint()
+
+
+async def _preceded(first: event_pb2.Event, rest: AsyncIterator[event_pb2.Event]) -> AsyncIterator[event_pb2.Event]:
+    yield first
+    async for event in rest:
+        yield event
 
 
 def _caller(request: Any) -> Caller:

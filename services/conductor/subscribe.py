@@ -148,17 +148,19 @@ class Subscriptions:
         self._limit = limit
         self._open = 0
 
-    async def follow(self, wanted: Filter, after: int) -> AsyncIterator[event_pb2.Event]:
-        """Yields every wanted event behind a position, in order, for ever, and checkpoints when it is quiet.
+    async def open(self, wanted: Filter, after: int) -> AsyncIterator[event_pb2.Event]:
+        """Returns every wanted event behind a position, in order, for ever, and checkpoints when it is quiet.
 
         Raises:
-            Refusal: CURSOR_OUT_OF_RANGE or OVER_CAPACITY before anything is yielded; SHUTTING_DOWN when the service
-                stops.
+            Refusal: CURSOR_OUT_OF_RANGE or OVER_CAPACITY at once; the iterator, SHUTTING_DOWN when the service stops.
         """
         await self._refuse_out_of_range(after)
         if self._open >= self._limit:
             text = f"{self._limit} streams are open already; subscribe again when some have ended."
             raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=self._limit)
+        return self._counted(wanted, after)
+
+    async def _counted(self, wanted: Filter, after: int) -> AsyncIterator[event_pb2.Event]:
         self._open += 1
         try:
             async for event in self._read(wanted, after):
