@@ -16,6 +16,7 @@ import uvloop
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import _async as aio_reflection
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from services.common.config import ConfigError
@@ -213,7 +214,7 @@ class Service:
 def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
     """Serves reflection under v1alpha and v1; the messages are the same on the wire, and clients ask for either."""
     reflection.enable_server_reflection(names, server)
-    servicer = reflection.ReflectionServicer(service_names=names)
+    servicer = aio_reflection.ReflectionServicer(service_names=names)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

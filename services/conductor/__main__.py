@@ -58,6 +58,7 @@ async def serve(stop: asyncio.Event) -> None:
     await tail.close()
     await actor.stop()
     await service.stop(settings.grace)
+    await router.close()
     await store.close()
 
 

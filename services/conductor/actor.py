@@ -49,8 +49,8 @@ class Router(Protocol):
     def cancel(self, call_id: str) -> None:
         """Stops a call; nothing more is delivered. An unknown or ended call is ignored."""
 
-    async def close(self) -> None:
-        """Stops all calls."""
+    async def stop(self) -> None:
+        """Stops all calls and starts no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Caller:
     request_id: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Message:
     command: Command | None  # None: only find out from the log how things stand
     caller: Caller
@@ -151,7 +151,7 @@ class Actor:
     async def stop(self) -> None:
         """Takes no more messages and stops all worker calls. Unfinished tasks stay as the log has them."""
         self._stopping = True
-        await self._router.close()
+        await self._router.stop()
         workers = [box.worker for box in self._mailboxes.values() if box.worker is not None]
         if workers:
             await asyncio.wait(workers, timeout=STORE_RETRY_S * 2)
@@ -182,6 +182,7 @@ class Actor:
                     self._tell(box.key, None)
                 if message.reply is None and not self._stopping:
                     log.error("store unavailable, %s %s waits: %s", *box.key, error.cause)
+                    _refuse_callers(box, error)
                     await asyncio.sleep(STORE_RETRY_S)
                     continue
                 _refuse(message, error)
@@ -342,6 +343,14 @@ def _shown(box: _Mailbox, pos: int) -> Message:
     shown.CopyFrom(box.state.task if box.key[0] == "task" else box.state)
     shown.as_of_sequence = pos
     return shown
+
+
+def _refuse_callers(box: _Mailbox, error: Refusal) -> None:
+    """Answers the callers behind a message that has to wait for the store; they shall not wait with it."""
+    callers = [message for message in box.waiting if message.reply is not None]
+    for message in callers:
+        box.waiting.remove(message)
+        _refuse(message, error)
 
 
 def _refuse(message: _Message, error: Exception) -> None:

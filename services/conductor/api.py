@@ -3,6 +3,7 @@
 Requests arrive validated; refusals leave as status. Both happen in services.common.server.
 """
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from services.common.server import Context, correlation_id, new_id
 from services.conductor.actor import Actor, Caller
 from services.conductor.events import SNAPSHOT, TERMINAL_TYPES
 from services.conductor.protocol import ProjectCommand, Submit
-from services.conductor.state.task import DEFAULT_DESKTOP, TERMINAL
+from services.conductor.state.task import DEFAULT_DESKTOP
 from services.conductor.subscribe import SSE_CLOSING, SSE_OPEN, Filter, Subscriptions, sse
 from services.conductor.views import Views
 
@@ -195,7 +196,7 @@ def _task_snapshot(task: task_pb2.Task) -> event_pb2.Event:
         project_id=task.project_id,
         correlation_id=task.correlation_id,
         status=task_pb2.TaskStatus.Name(task.status),
-        phase="done" if task.status in TERMINAL else "intake",
+        phase=task.phase,
         scope=task.scope,
         snapshot=event_pb2.Snapshot(task=task),
     )
@@ -219,7 +220,7 @@ def _last_event_id(context: Context) -> int | None:
     text = str(dict(context.invocation_metadata() or ()).get(LAST_EVENT_ID, ""))
     if not text:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) > MAX_SEQUENCE:
+    if not re.fullmatch("[0-9]{1,19}", text) or int(text) > MAX_SEQUENCE:
         what = "must be a sequence, a whole number from 0"
         message = f"{LAST_EVENT_ID}: {what}."
         raise Refusal(Reason.ERROR_REASON_INVALID_REQUEST, message, [(LAST_EVENT_ID, what)], field=LAST_EVENT_ID)

@@ -31,6 +31,8 @@ KEPT_OUTPUT_BYTES = 256 * 1024  # of each stream of a command, in the log and th
 MAX_RESULT_BYTES = 3 * 1024 * 1024
 CONNECT_S = 2.0  # how long a worker may take to accept a connection before it counts as unavailable
 REPORT_READ_S = 10.0
+# Codes after which it is known without a reason what became of a command: it was late, or nobody there runs commands.
+EXPLAINED = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED})
 
 
 class GrpcRouter:
@@ -45,15 +47,15 @@ class GrpcRouter:
             capability: grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, _limit(capability)))
             for capability, target in targets.items()
         }
-        self._closed = False
+        self._stopped = False
         self._researcher = researcher_pb2_grpc.ResearcherStub(self._channels[Capability.CAPABILITY_RESEARCHER])
         self._terminal = terminal_pb2_grpc.TerminalStub(self._channels[Capability.CAPABILITY_TERMINAL])
         self._writer = report_writer_pb2_grpc.ReportWriterStub(self._channels[Capability.CAPABILITY_REPORT_WRITER])
         self._calls: dict[str, asyncio.Task[None]] = {}
 
     def call(self, call: CallWorker, deliver: Deliver) -> None:
-        """Starts a call; progress and the one Answered are delivered as commands. Does nothing once closed."""
-        if self._closed:
+        """Starts a call; progress and the one Answered are delivered as commands. Does nothing once stopped."""
+        if self._stopped:
             return
         task = asyncio.create_task(self._call(call, deliver))
         self._calls[call.call_id] = task
@@ -65,13 +67,17 @@ class GrpcRouter:
         if task is not None:
             task.cancel()
 
-    async def close(self) -> None:
-        """Stops all calls and closes the channels."""
-        self._closed = True
+    async def stop(self) -> None:
+        """Stops all calls and starts no more. Reports can still be read."""
+        self._stopped = True
         calls = list(self._calls.values())
         for task in calls:
             task.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stops, and closes the channels."""
+        await self.stop()
         for channel in self._channels.values():
             await channel.close()
 
@@ -144,7 +150,9 @@ class GrpcRouter:
                 elif response.WhichOneof("event") == "result":
                     return event_pb2.WorkerResult(command=output.record(request.command, response.result))
         except grpc.aio.AioRpcError as error:
-            if from_rpc_error(error) is None and error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+            cause = from_rpc_error(error)
+            unexplained = cause is None or cause.reason == Reason.ERROR_REASON_INTERNAL
+            if unexplained and error.code() not in EXPLAINED:
                 raise _outcome_unknown(call.call_id) from error
             raise
         finally:

@@ -11,8 +11,9 @@ import logging
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from conductor.v1 import event_pb2, task_pb2
 from google.protobuf import json_format
@@ -25,10 +26,16 @@ log = logging.getLogger(__name__)
 
 PAGE = 1000  # events read from the store at once
 READ_AGAIN_S = 0.5  # pause after the log could not be read
-TAIL = 4096  # newest events kept in memory
+TAIL = 4096  # newest events kept in memory …
+TAIL_BYTES = 32 * 1024 * 1024  # … and their size
 RETRY_MS = 2000  # how soon a browser reconnects
 SSE_OPEN = f"retry: {RETRY_MS}\n\n".encode()
 SSE_CLOSING = b"event: conductor.closing\ndata: {}\n\n"
+
+
+# A kind of condition, and its value.
+Interest: TypeAlias = tuple[str, str]
+EVERYTHING: Interest = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,17 @@ class Filter:
             return "task", self.task_id
         return ("project", self.project_id) if self.project_id else None
 
+    @property
+    def interests(self) -> frozenset[Interest]:
+        """What a subscriber is to be woken for: its narrowest condition."""
+        if self.key is not None:
+            return frozenset({self.key})
+        if self.correlation_id:
+            return frozenset({("correlation", self.correlation_id)})
+        if self.scope.desktop_id:
+            return frozenset({("desktop", self.scope.desktop_id)})
+        return frozenset(("type", name) for name in self.types) or frozenset({EVERYTHING})
+
     def matches(self, event: event_pb2.Event) -> bool:
         """Tells whether an event is wanted."""
         return (
@@ -66,7 +84,8 @@ class Tail:
         self._store = store
         self._events: list[event_pb2.Event] = []
         self._committed = asyncio.Event()
-        self._bells: defaultdict[Key | None, set[asyncio.Event]] = defaultdict(set)
+        self._bytes = 0
+        self._bells: defaultdict[Interest, set[asyncio.Event]] = defaultdict(set)
         self._reader: asyncio.Task[None] | None = None
         self.head = 0
         self.closed = False
@@ -95,16 +114,18 @@ class Tail:
         return Page(self._events[start:], max(self.head, cursor))
 
     @contextlib.contextmanager
-    def bell(self, key: Key | None) -> Iterator[asyncio.Event]:
-        """Gives a bell that rings for every event of a task or project, or for all."""
+    def bell(self, interests: Collection[Interest]) -> Iterator[asyncio.Event]:
+        """Gives a bell that rings for every event of these interests."""
         bell = asyncio.Event()
-        self._bells[key].add(bell)
+        for interest in interests:
+            self._bells[interest].add(bell)
         try:
             yield bell
         finally:
-            self._bells[key].discard(bell)
-            if not self._bells[key]:
-                del self._bells[key]
+            for interest in interests:
+                self._bells[interest].discard(bell)
+                if not self._bells[interest]:
+                    del self._bells[interest]
 
     async def _follow(self) -> None:
         while True:
@@ -119,15 +140,31 @@ class Tail:
 
     async def _catch_up(self) -> None:
         while (page := await self._store.read(self.head, PAGE)).events:
-            self._events.extend(page.events)
-            del self._events[:-TAIL]
+            self._keep(page.events)
             self.head = page.through
             self._ring(page.events)
 
+    def _keep(self, events: Sequence[event_pb2.Event]) -> None:
+        self._events.extend(events)
+        self._bytes += sum(event.ByteSize() for event in events)
+        surplus = max(0, len(self._events) - TAIL)
+        dropped = sum(event.ByteSize() for event in self._events[:surplus])
+        while self._bytes - dropped > TAIL_BYTES:
+            dropped += self._events[surplus].ByteSize()
+            surplus += 1
+        del self._events[:surplus]
+        self._bytes -= dropped
+
     def _ring(self, events: Sequence[event_pb2.Event]) -> None:
-        interests: set[Key | None] = {None}
-        interests.update(("task", event.task_id) for event in events if event.task_id)
-        interests.update(("project", event.project_id) for event in events if event.project_id)
+        interests = {EVERYTHING}
+        for event in events:
+            interests |= {
+                ("task", event.task_id),
+                ("project", event.project_id),
+                ("correlation", event.correlation_id),
+                ("desktop", event.scope.desktop_id),
+                ("type", event.type),
+            }
         for interest in interests:
             for bell in self._bells.get(interest, ()):
                 bell.set()
@@ -183,7 +220,7 @@ class Subscriptions:
 
     async def _read(self, wanted: Filter, cursor: int) -> AsyncIterator[event_pb2.Event]:
         quiet_until = time.monotonic() + self._heartbeat
-        with self._tail.bell(wanted.key) as bell:
+        with self._tail.bell(wanted.interests) as bell:
             while True:
                 bell.clear()  # before reading: what is committed from here on rings again
                 self._refuse_when_closed()
@@ -193,7 +230,10 @@ class Subscriptions:
                         yield event
                         quiet_until = time.monotonic() + self._heartbeat
                 cursor = page.through
-                if cursor >= self._tail.head and not await _rings(bell, quiet_until - time.monotonic()):
+                quiet = quiet_until - time.monotonic()
+                if cursor < self._tail.head and quiet > 0:
+                    continue  # in the middle of a replay
+                if cursor < self._tail.head or not await _rings(bell, quiet):
                     yield event_pb2.Event(type=CHECKPOINT, sequence=cursor)
                     quiet_until = time.monotonic() + self._heartbeat
 

@@ -71,8 +71,14 @@ def name_in(path: str) -> str | None:
 
 
 def request_sha256(request: Request) -> str:
-    """Returns the SHA-256 of the request's deterministic serialisation, in lower-case hexadecimal."""
-    return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+    """Returns what makes two requests the same: the SHA-256 of their serialisation, in lower-case hexadecimal.
+
+    The version of Conductor is left out: an upgrade between a report and its acknowledgement makes no other request.
+    """
+    same = report_writer_pb2.WriteReportRequest()
+    same.CopyFrom(request)
+    same.provenance.ClearField("conductor_version")
+    return hashlib.sha256(same.SerializeToString(deterministic=True)).hexdigest()
 
 
 def render(request: Request) -> bytes:

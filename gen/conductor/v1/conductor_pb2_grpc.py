@@ -32,6 +32,7 @@ if _version_not_supported:
 class ConductorStub:
     """Accepts objectives, moves projects through their stages, and streams the log. Every refusal is a google.rpc.Status
     with google.rpc.ErrorInfo (domain `conductor.v1`, the caller's correlation id in its metadata) and a TypedError.
+    Every rpc may also answer STORE_UNAVAILABLE and SHUTTING_DOWN.
     """
 
     def __init__(self, channel):
@@ -110,11 +111,12 @@ class ConductorStub:
 class ConductorServicer:
     """Accepts objectives, moves projects through their stages, and streams the log. Every refusal is a google.rpc.Status
     with google.rpc.ErrorInfo (domain `conductor.v1`, the caller's correlation id in its metadata) and a TypedError.
+    Every rpc may also answer STORE_UNAVAILABLE and SHUTTING_DOWN.
     """
 
     def Execute(self, request, context):
         """Submits an objective. Answers once the task is durable, at once or after `wait` with the newest state.
-        Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY, STORE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +148,8 @@ class ConductorServicer:
 
     def GetReport(self, request, context):
         """Returns the report of a completed task as text/markdown.
-        Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, WORKER_UNAVAILABLE.
+        Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
+        read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,7 +214,7 @@ class ConductorServicer:
         complete    after_sequence = 0 gives everything that is kept
         hydrated    without a cursor, a task or project subscription starts with its present state
         alive       a checkpoint goes out when it has been quiet for a while
-        Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE before the first message; SHUTTING_DOWN at any time.
+        Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE, OVER_CAPACITY before the first message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,7 +223,7 @@ class ConductorServicer:
     def StreamEvents(self, request, context):
         """Streams the same as Server-Sent Events to browsers and curl: `id:` is the sequence, `event:` the type, `data:` the
         Event as one line of JSON; comments keep an idle stream alive. Resumes after the `Last-Event-ID` header, which
-        wins over after_sequence. Ends with `event: conductor.closing` when the service stops.
+        wins over after_sequence. Ends with `event: conductor.closing` when the service stops or cannot read its log.
         Errors: as SubscribeEvents.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -306,6 +309,7 @@ def add_ConductorServicer_to_server(servicer, server):
 class Conductor:
     """Accepts objectives, moves projects through their stages, and streams the log. Every refusal is a google.rpc.Status
     with google.rpc.ErrorInfo (domain `conductor.v1`, the caller's correlation id in its metadata) and a TypedError.
+    Every rpc may also answer STORE_UNAVAILABLE and SHUTTING_DOWN.
     """
 
     @staticmethod

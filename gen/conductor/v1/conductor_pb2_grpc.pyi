@@ -33,6 +33,7 @@ GRPC_VERSION: str
 class ConductorStub:
     """Accepts objectives, moves projects through their stages, and streams the log. Every refusal is a google.rpc.Status
     with google.rpc.ErrorInfo (domain `conductor.v1`, the caller's correlation id in its metadata) and a TypedError.
+    Every rpc may also answer STORE_UNAVAILABLE and SHUTTING_DOWN.
     """
 
     @_typing.overload
@@ -41,7 +42,7 @@ class ConductorStub:
     def __new__(cls, channel: _aio.Channel) -> ConductorAsyncStub: ...
     Execute: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.ExecuteRequest, _conductor_pb2.ExecuteResponse]
     """Submits an objective. Answers once the task is durable, at once or after `wait` with the newest state.
-    Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY, STORE_UNAVAILABLE.
+    Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY.
     """
     GetTask: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.GetTaskRequest, _task_pb2.Task]
     """Shows one task.
@@ -57,7 +58,8 @@ class ConductorStub:
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.GetTaskReportRequest, _httpbody_pb2.HttpBody]
     """Returns the report of a completed task as text/markdown.
-    Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, WORKER_UNAVAILABLE.
+    Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
+    read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     GetState: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.GetStateRequest, _project_pb2.ProjectState]
     """Shows a project. An id nobody wrote to shows the default state, and nothing is created.
@@ -94,12 +96,12 @@ class ConductorStub:
       complete    after_sequence = 0 gives everything that is kept
       hydrated    without a cursor, a task or project subscription starts with its present state
       alive       a checkpoint goes out when it has been quiet for a while
-    Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE before the first message; SHUTTING_DOWN at any time.
+    Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE, OVER_CAPACITY before the first message.
     """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_conductor_pb2.StreamEventsRequest, _httpbody_pb2.HttpBody]
     """Streams the same as Server-Sent Events to browsers and curl: `id:` is the sequence, `event:` the type, `data:` the
     Event as one line of JSON; comments keep an idle stream alive. Resumes after the `Last-Event-ID` header, which
-    wins over after_sequence. Ends with `event: conductor.closing` when the service stops.
+    wins over after_sequence. Ends with `event: conductor.closing` when the service stops or cannot read its log.
     Errors: as SubscribeEvents.
     """
 
@@ -107,12 +109,13 @@ class ConductorStub:
 class ConductorAsyncStub(ConductorStub):
     """Accepts objectives, moves projects through their stages, and streams the log. Every refusal is a google.rpc.Status
     with google.rpc.ErrorInfo (domain `conductor.v1`, the caller's correlation id in its metadata) and a TypedError.
+    Every rpc may also answer STORE_UNAVAILABLE and SHUTTING_DOWN.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Execute: _aio.UnaryUnaryMultiCallable[_conductor_pb2.ExecuteRequest, _conductor_pb2.ExecuteResponse]  # type: ignore[assignment]
     """Submits an objective. Answers once the task is durable, at once or after `wait` with the newest state.
-    Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY, STORE_UNAVAILABLE.
+    Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_conductor_pb2.GetTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Shows one task.
@@ -128,7 +131,8 @@ class ConductorAsyncStub(ConductorStub):
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_conductor_pb2.GetTaskReportRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Returns the report of a completed task as text/markdown.
-    Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, WORKER_UNAVAILABLE.
+    Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
+    read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     GetState: _aio.UnaryUnaryMultiCallable[_conductor_pb2.GetStateRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
     """Shows a project. An id nobody wrote to shows the default state, and nothing is created.
@@ -165,18 +169,19 @@ class ConductorAsyncStub(ConductorStub):
       complete    after_sequence = 0 gives everything that is kept
       hydrated    without a cursor, a task or project subscription starts with its present state
       alive       a checkpoint goes out when it has been quiet for a while
-    Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE before the first message; SHUTTING_DOWN at any time.
+    Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE, OVER_CAPACITY before the first message.
     """
     StreamEvents: _aio.UnaryStreamMultiCallable[_conductor_pb2.StreamEventsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Streams the same as Server-Sent Events to browsers and curl: `id:` is the sequence, `event:` the type, `data:` the
     Event as one line of JSON; comments keep an idle stream alive. Resumes after the `Last-Event-ID` header, which
-    wins over after_sequence. Ends with `event: conductor.closing` when the service stops.
+    wins over after_sequence. Ends with `event: conductor.closing` when the service stops or cannot read its log.
     Errors: as SubscribeEvents.
     """
 
 class ConductorServicer(metaclass=_abc_1.ABCMeta):
     """Accepts objectives, moves projects through their stages, and streams the log. Every refusal is a google.rpc.Status
     with google.rpc.ErrorInfo (domain `conductor.v1`, the caller's correlation id in its metadata) and a TypedError.
+    Every rpc may also answer STORE_UNAVAILABLE and SHUTTING_DOWN.
     """
 
     @_abc_1.abstractmethod
@@ -186,7 +191,7 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conductor_pb2.ExecuteResponse, _abc.Awaitable[_conductor_pb2.ExecuteResponse]]:
         """Submits an objective. Answers once the task is durable, at once or after `wait` with the newest state.
-        Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY, STORE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, REQUEST_ID_REUSED, OVER_CAPACITY.
         """
 
     @_abc_1.abstractmethod
@@ -226,7 +231,8 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Returns the report of a completed task as text/markdown.
-        Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, WORKER_UNAVAILABLE.
+        Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
+        read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
 
     @_abc_1.abstractmethod
@@ -305,7 +311,7 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
           complete    after_sequence = 0 gives everything that is kept
           hydrated    without a cursor, a task or project subscription starts with its present state
           alive       a checkpoint goes out when it has been quiet for a while
-        Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE before the first message; SHUTTING_DOWN at any time.
+        Errors: INVALID_REQUEST, TASK_NOT_FOUND, CURSOR_OUT_OF_RANGE, OVER_CAPACITY before the first message.
         """
 
     @_abc_1.abstractmethod
@@ -316,7 +322,7 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
         """Streams the same as Server-Sent Events to browsers and curl: `id:` is the sequence, `event:` the type, `data:` the
         Event as one line of JSON; comments keep an idle stream alive. Resumes after the `Last-Event-ID` header, which
-        wins over after_sequence. Ends with `event: conductor.closing` when the service stops.
+        wins over after_sequence. Ends with `event: conductor.closing` when the service stops or cannot read its log.
         Errors: as SubscribeEvents.
         """
 

@@ -127,11 +127,11 @@ class Event(_message.Message):
     """For tasks one of "intake", "routing", "research", "terminal", "report", "done"; for projects the name of the Stage."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was decided, by the deciding replica's clock."""
+        """When it was decided, by the deciding replica's clock. Absent on snapshots and checkpoints."""
 
     @_builtins.property
     def actor(self) -> Global___Actor:
-        """Which service, and which instance of it, recorded the event."""
+        """Which service, and which instance of it, recorded the event. Absent on snapshots and checkpoints."""
 
     @_builtins.property
     def scope(self) -> _task_pb2.Scope:

@@ -124,7 +124,7 @@ class Hints(_message.Message):
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
     """How often a worker that is unavailable or late is tried in all. 1 to 5; 2 when absent. A command is tried again
-    only if it never started or is marked idempotent.
+    only if it never started or is marked idempotent. A worker that is full is waited for, and not counted.
     """
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
@@ -279,6 +279,7 @@ class Task(_message.Message):
     COMPLETED_AT_FIELD_NUMBER: _builtins.int
     AS_OF_SEQUENCE_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Id given by Conductor; a UUID version 7, so ids sort by time of acceptance."""
     status: Global___TaskStatus.ValueType
@@ -301,6 +302,8 @@ class Task(_message.Message):
     """Sequence this view is current through: it includes all that happened up to there, and subscribing after it misses
     nothing.
     """
+    phase: _builtins.str
+    """What is being done, as in Event.phase: "intake", "routing", "research", "terminal", "report" or "done"."""
     @_builtins.property
     def writer_window_props(self) -> Global___WriterWindowProps:
         """What a writer window should open. Present only when completed."""
@@ -344,10 +347,11 @@ class Task(_message.Message):
         completed_at: _timestamp_pb2.Timestamp | None = ...,
         as_of_sequence: _builtins.int = ...,
         scope: Global___Scope | None = ...,
+        phase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_report_path", b"_report_path", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "report_path", b"report_path", "scope", b"scope", "started_at", b"started_at", "writer_window_props", b"writer_window_props"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_report_path", b"_report_path", "as_of_sequence", b"as_of_sequence", "attempt", b"attempt", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "desktop_id", b"desktop_id", "error", b"error", "objective", b"objective", "output_mode", b"output_mode", "project_id", b"project_id", "report_path", b"report_path", "scope", b"scope", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "writer_window_props", b"writer_window_props"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_report_path", b"_report_path", "as_of_sequence", b"as_of_sequence", "attempt", b"attempt", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "desktop_id", b"desktop_id", "error", b"error", "objective", b"objective", "output_mode", b"output_mode", "phase", b"phase", "project_id", b"project_id", "report_path", b"report_path", "scope", b"scope", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "writer_window_props", b"writer_window_props"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__report_path: _TypeAlias = _typing.Literal["report_path"]  # noqa: Y015
     _WhichOneofArgType__report_path: _TypeAlias = _typing.Literal["_report_path", b"_report_path"]  # noqa: Y015

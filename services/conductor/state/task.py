@@ -52,6 +52,7 @@ DEFAULT_DEADLINE_S = 600
 DEFAULT_ATTEMPTS = 2
 BACKOFF_S = 0.2  # before the second attempt; doubles with each further one
 MAX_BACKOFF_S = 5.0
+MAX_DOUBLINGS = 10  # beyond, the pause is the longest one anyway
 MAX_PROGRESS = 50  # progress events kept of one call; a chatty worker cannot flood the log
 
 PHASES: Mapping[int, str] = {
@@ -67,7 +68,13 @@ SERVICES: Mapping[int, str] = {
 INTAKE, ROUTING, DONE = "intake", "routing", "done"
 
 # After these answers of the Terminal nothing has run, so asking again cannot run a command twice.
-NEVER_RAN = frozenset({Reason.ERROR_REASON_WORKER_UNAVAILABLE, Reason.ERROR_REASON_OVER_CAPACITY})
+NEVER_RAN = frozenset(
+    {
+        Reason.ERROR_REASON_WORKER_UNAVAILABLE,
+        Reason.ERROR_REASON_OVER_CAPACITY,
+        Reason.ERROR_REASON_SHUTTING_DOWN,
+    }
+)
 # After these answers the Terminal may take the Researcher's place.
 FALLBACK = frozenset({Reason.ERROR_REASON_WORKER_UNAVAILABLE, Reason.ERROR_REASON_WORKER_TIMEOUT})
 
@@ -240,17 +247,19 @@ def _after_failure(state: TaskState, result: event_pb2.WorkerResult, given: Give
     error = result.error
     if given.at >= state.deadline:
         return _fail(state, _deadline_passed(state))
-    if (
-        error.retryable
-        and _may_repeat(state, error)
-        and state.attempts < (state.hints.max_attempts or DEFAULT_ATTEMPTS)
-    ):
-        wait = min(BACKOFF_S * 2 ** (state.attempts - 1), MAX_BACKOFF_S)
+    if error.retryable and _may_repeat(state, error) and _attempts_left(state, error):
+        wait = min(BACKOFF_S * 2 ** min(state.attempts - 1, MAX_DOUBLINGS), MAX_BACKOFF_S)
         return Decision(effects=(ProceedLater(wait),))
     if result.capability == Capability.CAPABILITY_RESEARCHER and error.reason in FALLBACK and _may_fall_back(state):
         reason = event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE
         return _fall_back(state, reason, "the Researcher is unavailable", given)
     return _fail(state, error)
+
+
+def _attempts_left(state: TaskState, error: error_pb2.TypedError) -> bool:
+    """A worker that is full has not tried: the task waits its turn, until its deadline."""
+    full = error.reason == Reason.ERROR_REASON_OVER_CAPACITY
+    return full or state.attempts < (state.hints.max_attempts or DEFAULT_ATTEMPTS)
 
 
 def _may_repeat(state: TaskState, error: error_pb2.TypedError) -> bool:
@@ -380,6 +389,7 @@ def evolve(state: TaskState, event: event_pb2.Event) -> TaskState:
     task = task_pb2.Task()
     task.CopyFrom(state.task)
     task.status = Status.Value(event.status)
+    task.phase = event.phase
     return FOLDS[event.WhichOneof("payload") or ""](replace(state, task=task), event)
 
 

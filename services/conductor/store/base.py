@@ -16,14 +16,14 @@ MAX_BATCH = 512  # appends in one transaction: bounds how long the first of them
 
 
 class StoreUnavailable(Refusal):
-    """The log cannot be written or read now: locked, full or broken. Nothing of the attempt was kept.
+    """The log cannot be written or read now: locked, full or broken. Whether an append was kept may not be known.
 
     Args:
         cause: what the engine said, beginning with the name of its error.
     """
 
     def __init__(self, cause: str) -> None:
-        text = "The log cannot be written or read now, and nothing has changed. Ask again later."
+        text = "The log cannot be written or read now. Ask again later, and repeat a write with the same request_id."
         super().__init__(Reason.ERROR_REASON_STORE_UNAVAILABLE, text, cause=cause.partition(":")[0])
         self.cause = cause
 

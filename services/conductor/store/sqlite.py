@@ -38,7 +38,8 @@ from services.conductor.store.base import (
 
 SCHEMA = Path(__file__).parent / "schema" / "sqlite"
 BUSY_MS = 5000
-READERS = 2  # threads that read; the writer is another
+READERS = 2  # threads that read rows; writing and reading pages of events have one each
+PAGE_BYTES = 1024 * 1024  # of events in one page, whatever their number
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",  # NORMAL loses acknowledged commits at a power cut
@@ -72,6 +73,7 @@ class SqliteStore(Store):
         self._path = path
         self._writing = ThreadPoolExecutor(1, "store-writer")
         self._reading = ThreadPoolExecutor(READERS, "store-reader")
+        self._paging = ThreadPoolExecutor(1, "store-pager")
         self._readers = threading.local()
         self._listeners: list[Callable[[], None]] = []
         self._group = GroupCommit(self._commit_in_thread, self._ring)
@@ -90,6 +92,7 @@ class SqliteStore(Store):
         if hasattr(self, "_connection"):
             self._connection.close()
         self._reading.shutdown()
+        self._paging.shutdown()
         self._writing.shutdown()
         os.close(self._lock)
 
@@ -105,6 +108,7 @@ class SqliteStore(Store):
         await self._group.close()
         # Readers first: the writer is then the last connection and folds the WAL into the file.
         await asyncio.to_thread(self._reading.shutdown)
+        await asyncio.to_thread(self._paging.shutdown)
         self._readers = threading.local()
         await self._run(self._writing, self._connection.close)
         self._writing.shutdown()
@@ -170,7 +174,6 @@ class SqliteStore(Store):
         with self._connection:
             cursor = self._connection.cursor()
             cursor.execute("INSERT OR REPLACE INTO replicas(id, beat_at) VALUES (?, ?)", (owner, now))
-            cursor.execute("DELETE FROM requests WHERE expires_at < ?", (now,))
             sql = "UPDATE aggregates SET owner = ?, epoch = epoch + 1 WHERE kind = 'task' AND finished = 0 RETURNING id"
             rows = _all(self._connection, sql, (owner,))
         return sorted(row[0] for row in rows)
@@ -193,7 +196,8 @@ class SqliteStore(Store):
         return await self._read(lambda db: _answer(db, request_key))
 
     async def read(self, after: int, limit: int, key: Key | None = None) -> Page:
-        return await self._read(lambda db: _page(db, after, limit, key))
+        # On a thread of its own: somebody's replay must not keep everybody's small reads waiting.
+        return await self._read(lambda db: _page(db, after, limit, key), self._paging)
 
     async def bounds(self) -> tuple[int, int]:
         low, head = (await self._read(lambda db: _all(db, "SELECT low, pos FROM log_head")))[0]
@@ -206,13 +210,13 @@ class SqliteStore(Store):
         for listener in self._listeners:
             listener()
 
-    async def _read(self, query: Callable[[apsw.Connection], T]) -> T:
+    async def _read(self, query: Callable[[apsw.Connection], T], executor: ThreadPoolExecutor | None = None) -> T:
         def work() -> T:
             if not hasattr(self._readers, "connection"):
                 self._readers.connection = _open(self._path, READER_PRAGMAS)
             return query(self._readers.connection)
 
-        return await self._run(self._reading, work)
+        return await self._run(executor or self._reading, work)
 
     async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
@@ -272,13 +276,18 @@ def _all(connection: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> l
 
 
 def _answer(connection: apsw.Connection, key: str) -> Answer | None:
-    found = _all(connection, "SELECT fingerprint, pos, response FROM requests WHERE key = ?", (key,))
+    sql = "SELECT fingerprint, pos, response FROM requests WHERE key = ? AND expires_at > ?"
+    found = _all(connection, sql, (key, time.time_ns()))
     return Answer(*found[0]) if found else None
 
 
 def _remember(cursor: apsw.Cursor, request: RequestKey, pos: int) -> None:
     values = (request.key, request.fingerprint, pos, request.response, request.expires_at)
-    cursor.execute("INSERT INTO requests(key, fingerprint, pos, response, expires_at) VALUES (?,?,?,?,?)", values)
+    cursor.execute("REPLACE INTO requests(key, fingerprint, pos, response, expires_at) VALUES (?,?,?,?,?)", values)
+    # A few old ones go with every new one, so that they never pile up.
+    cursor.execute(
+        "DELETE FROM requests WHERE key IN (SELECT key FROM requests WHERE expires_at < ? LIMIT 4)", (time.time_ns(),)
+    )
 
 
 def _event(data: bytes, pos: int, seq: int) -> event_pb2.Event:
@@ -301,9 +310,23 @@ def _page(db: apsw.Connection, after: int, limit: int, key: Key | None) -> Page:
     with db:  # one snapshot: the head must not be newer than the rows
         head = _one(db, "SELECT pos FROM log_head")
         sql = f"SELECT data, pos, seq FROM events WHERE {where} pos > ? ORDER BY pos LIMIT ?"  # noqa: S608  constants
-        rows = _all(db, sql, values)
-    through = rows[-1][1] if len(rows) == limit else max(head, after)
+        rows, whole = _bounded(db, sql, values)
+    through = max(head, after) if whole and len(rows) < limit else rows[-1][1]
     return Page([_event(*row) for row in rows], through)
+
+
+def _bounded(db: apsw.Connection, sql: str, values: Sequence[Any]) -> tuple[list[Any], bool]:
+    """Returns rows up to PAGE_BYTES of data, and whether those were all."""
+    rows: list[Any] = []
+    size = 0
+    cursor = db.cursor()
+    for row in cursor.execute(sql, tuple(values)):
+        rows.append(row)
+        size += len(row[0])
+        if size >= PAGE_BYTES:
+            break
+    cursor.close(True)  # a half-read cursor would keep the WAL from being reset
+    return rows, size < PAGE_BYTES
 
 
 def _listing(listing: Listing) -> tuple[str, tuple[Any, ...]]:
