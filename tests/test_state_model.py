@@ -324,7 +324,7 @@ class TaskMachine(Machine):
         harmless = kind != "T" or how in ("gone", "full") or self.idempotent[index]
         if self.at >= self.deadline:
             self.status = "TASK_DEADLINE_EXCEEDED"
-        elif TABLE[reason].retryable and harmless and self.tries < self.most:
+        elif TABLE[reason].retryable and harmless and (how == "full" or self.tries < self.most):
             pass  # another attempt is due
         elif kind == "R" and how in ("gone", "late") and self.fallback:
             self.todo, self.tries, self.fallback = [*self.terminals(), "W"], 0, False

@@ -299,7 +299,7 @@ def test_the_report_is_given_what_was_found_what_was_run_and_that_the_researcher
 
 @pytest.mark.parametrize("reason", Reason.values()[1:], ids=Reason.Name)
 def test_only_what_may_succeed_later_is_tried_again_and_no_command_that_may_have_run(reason: int) -> None:
-    never_ran = reason in (UNAVAILABLE, Reason.ERROR_REASON_OVER_CAPACITY)
+    never_ran = reason in (UNAVAILABLE, Reason.ERROR_REASON_OVER_CAPACITY, Reason.ERROR_REASON_SHUTTING_DOWN)
     for capabilities, commands, answers in (([R], (), []), ([T], ONE, []), ([T], IDEMPOTENT, []), ([R], (), [FOUND])):
         run = Run(capabilities, commands).play(*answers, broke(reason))
         may = typed(reason, "").retryable and (commands is not ONE or never_ran)
@@ -315,6 +315,14 @@ def test_a_worker_is_tried_max_attempts_times_in_all_with_growing_pauses(given: 
     assert run.calls == " ".join(f"R#{n}" for n in range(1, attempts + 1)) and run.end == "WORKER_UNAVAILABLE"
     waits = [effect.after for effect in run.effects if isinstance(effect, ProceedLater) and not effect.needs_slot]
     assert len(waits) == attempts - 1 and waits == sorted(set(waits)) and all(0 < wait <= 5 for wait in waits)
+
+
+def test_a_full_worker_is_waited_for_until_the_deadline_and_costs_no_attempt() -> None:
+    full = broke(Reason.ERROR_REASON_OVER_CAPACITY)
+    run = Run([T], ONE, max_attempts=1).play(*[full] * 30)
+    assert run.calls.endswith("T0#31") and not run.end.startswith("OVER")
+    waits = [effect.after for effect in run.effects if isinstance(effect, ProceedLater) and not effect.needs_slot]
+    assert len(waits) == 30 and waits == sorted(waits) and waits[-1] <= 5
 
 
 LIMITS = ("WALL_TIME", "CPU_TIME", "MEMORY", "PROCESSES", "FILE_SIZE", "WORKSPACE")
