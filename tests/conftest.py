@@ -53,6 +53,17 @@ async def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
         await asyncio.sleep(0.01)
 
 
+async def every_event(store: Any, key: Any = None) -> list[event_pb2.Event]:
+    """Returns the whole log, or all of a task or project, page by page."""
+    events: list[event_pb2.Event] = []
+    through, (_, head) = 0, await store.bounds()
+    while through < head:
+        page = await store.read(through, 100_000, key)
+        events += page.events
+        through = page.through
+    return events
+
+
 @dataclass
 class Clock:
     """A clock that tests move. Nanoseconds."""
@@ -93,8 +104,9 @@ class Running:
 
     async def events(self, task_id: str = "", project_id: str = "") -> list[event_pb2.Event]:
         """Returns all events of a task, of a project, or of the log, as stored."""
-        key = ("task", task_id) if task_id else ("project", project_id) if project_id else None
-        return list((await self.store.read(0, 100_000, key)).events)
+        return await every_event(
+            self.store, ("task", task_id) if task_id else ("project", project_id) if project_id else None
+        )
 
     async def kill(self) -> None:
         """Ends everything at once, as a crash would; the store's file stays as the last commit left it."""

@@ -312,3 +312,23 @@ async def test_a_clock_that_goes_back_breaks_nothing(tmp_path: Path, workers: Wo
     log = await running.events()
     assert [event.sequence for event in log] == list(range(1, len(log) + 1))
     await running.kill()
+
+
+async def test_a_caller_behind_a_message_that_waits_for_the_store_is_answered(tmp_path: Path, workers: Workers) -> None:
+    running = await start_conductor(tmp_path / "log.db", workers, wrap=FailingStore)
+    answered = asyncio.Event()
+
+    async def answers_when_told(_: Any) -> Any:
+        await answered.wait()
+        return [research_result(finding())]
+
+    workers.research = answers_when_told
+    task_id = (await running.execute()).task_id
+    await until(lambda: workers.seen)
+    running.store.fail_before = True
+    answered.set()
+    with refused(grpc.StatusCode.UNAVAILABLE):
+        await asyncio.wait_for(running.stub.CancelTask(conductor_pb2.CancelTaskRequest(task_id=task_id)), 5)
+    running.store.fail_before = False
+    assert (await running.ended(task_id)).status == task_pb2.TASK_STATUS_COMPLETED
+    await running.kill()

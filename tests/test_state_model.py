@@ -34,11 +34,12 @@ from tests.test_state import COMPLETED, ENDED, FAILED, IN_PROGRESS, PENDING, SKI
 from tests.test_state_task import FOUND, NOTHING, WROTE, R, T, W, broke, ended
 
 CI = settings(
-    max_examples=80,
+    max_examples=100,
     stateful_step_count=40,
     derandomize=True,
     database=None,
     deadline=None,
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 
@@ -228,6 +229,7 @@ REASONS = {
     "full": Reason.ERROR_REASON_OVER_CAPACITY,
     "broken": Reason.ERROR_REASON_WORKER_FAILED,
 }
+ENDS = {"exit": Reason.ERROR_REASON_COMMAND_FAILED, "limit": Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED}
 GOOD = {"R": FOUND, "T": ended(exit_code=0), "W": WROTE}
 
 
@@ -260,8 +262,7 @@ class TaskMachine(Machine):
         self.todo: list[str] = []
         self.tries, self.due, self.open, self.calls = 0, 0, "", ["call-0"]
         self.status, self.fallback = "QUEUED", not capabilities and bool(self.idempotent)
-        request = conductor_pb2.ExecuteRequest(objective="Why?", output_mode=MARKDOWN, hints=hints)
-        self.do(Submit(request))
+        self.do(Submit(conductor_pb2.ExecuteRequest(objective="Why?", output_mode=MARKDOWN, hints=hints)))
 
     def do(self, command: Any) -> Any:
         """Gives the command to the real machine, and keeps account of what it wants done."""
@@ -298,16 +299,16 @@ class TaskMachine(Machine):
     def answer(self, pick: Pick) -> None:
         if not self.open:
             return
-        how = pick("good", "good", "good", "empty", "exit", "limit", "gone", *REASONS)
+        how = pick("good", "good", "good", "empty", "exit", "limit", "gone", "late", "late", *REASONS)
         kind, index = self.open[0], int(self.open[1:] or 0)
         fields = broke(REASONS[how]) if how in REASONS else GOOD[kind]
         if how == "empty" and kind == "R":
             fields = NOTHING
-        if how in ("exit", "limit") and kind == "T":
+        if how in ENDS and kind == "T":
             fields = ended(exit_code=3) if how == "exit" else ended(terminal_pb2.COMMAND_END_MEMORY)
         result = event_pb2.WorkerResult(call_id=self.calls[-1], capability={"R": R, "T": T, "W": W}[kind], **fields)
         self.open, self.status = "", "RUNNING"
-        if how in REASONS or (how in ("exit", "limit") and kind == "T"):
+        if how in REASONS or (how in ENDS and kind == "T"):
             self.after_failure(how, kind, index)
         elif kind == "W":
             self.status = "COMPLETED"
@@ -319,8 +320,7 @@ class TaskMachine(Machine):
         self.do(Answered(result))
 
     def after_failure(self, how: str, kind: str, index: int) -> None:
-        reason = REASONS.get(how, Reason.ERROR_REASON_COMMAND_FAILED)
-        reason = Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED if how == "limit" else reason
+        reason = ENDS.get(how) or REASONS[how]
         harmless = kind != "T" or how in ("gone", "full") or self.idempotent[index]
         if self.at >= self.deadline:
             self.status = "TASK_DEADLINE_EXCEEDED"
@@ -335,8 +335,7 @@ class TaskMachine(Machine):
     def late(self, pick: Pick) -> None:
         """Something comes late, once more, or from a call nobody made."""
         back, how = pick(1, 2, 3), pick("progress", "result", "submit")
-        past = [identity for identity in self.calls if not (self.open and identity == self.calls[-1])][-back:]
-        before = frozen(self.state)
+        past, before = (self.calls[:-1] if self.open else self.calls)[-back:], frozen(self.state)
         if how == "submit":
             outcome = self.do(Submit(conductor_pb2.ExecuteRequest(objective="Another?", output_mode=MARKDOWN)))
         elif how == "result":

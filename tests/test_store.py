@@ -23,6 +23,7 @@ from services.conductor.store.base import (
     View,
 )
 from services.conductor.store.sqlite import SqliteStore
+from tests.conftest import every_event
 from tests.memory_store import MemoryStore
 
 STORES: dict[str, Callable[[Path], Store]] = {
@@ -46,7 +47,7 @@ def a_key(name: str, fingerprint: bytes = b"body") -> RequestKey:
 
 
 async def log_of(store: Store, key: Key | None = None) -> list[event_pb2.Event]:
-    return list((await store.read(0, 1_000_000, key)).events)
+    return await every_event(store, key)
 
 
 async def picture(store: Store) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,24 @@ def test_a_store_that_was_refused_is_not_kept_locked(tmp_path: Path) -> None:
         SqliteStore(path)
     path.unlink()
     SqliteStore(path)
+
+
+async def test_a_page_is_bounded_in_bytes_and_goes_on_behind_its_last_event(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "log.db")
+    append = an_append("t-1", count=40)
+    for event in append.events:
+        event.task_progress.message = "x" * 100_000
+    await store.append(append)
+    page = await store.read(0, 1000)
+    assert 1 < len(page.events) < 40 and page.through == page.events[-1].sequence
+    assert [event.sequence for event in await log_of(store)] == list(range(1, 41))
+    await store.close()
+
+
+async def test_an_expired_request_key_is_forgotten(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "log.db")
+    await store.append(an_append("t-1", request=replace(a_key("r-1"), expires_at=1)))
+    assert await store.answer("r-1") is None
+    assert isinstance(await store.append(an_append("t-2", request=a_key("r-1"))), Appended)
+    assert await store.answer("r-1") is not None
+    await store.close()

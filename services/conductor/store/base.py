@@ -152,7 +152,10 @@ class Store(Protocol):
         """Returns what an idempotency key was used for."""
 
     async def read(self, after: int, limit: int, key: Key | None = None) -> Page:
-        """Returns events behind a position: all, those of a task, or those of a project and its tasks."""
+        """Returns events behind a position: all, those of a task, or those of a project and its tasks.
+
+        At most `limit`, and fewer when they are large; a page that is not at the log's end is never empty.
+        """
 
     async def bounds(self) -> tuple[int, int]:
         """Returns (low, head): the log holds the events at positions low < pos <= head."""
