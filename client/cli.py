@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import typer
@@ -239,15 +239,7 @@ def confirm(
     as_json: Json = False,
 ) -> None:
     """Approve what waits on the current stage: it is completed, and the next one starts."""
-    with _session(target, as_json) as (client, output):
-        found = client.confirm(
-            project,
-            stage=project_pb2.Stage.ValueType(stage or 0),
-            confirmation_id=confirmation,
-            plan_id=plan,
-            request_id=request_id,
-        )
-        output.message(found, state_lines(found))
+    _answer(target, as_json, project, stage, confirmation_id=confirmation, plan_id=plan, request_id=request_id)
 
 
 @app.command()
@@ -262,16 +254,13 @@ def reject(
     as_json: Json = False,
 ) -> None:
     """Send the current stage back to work, and say why."""
+    seen = {"confirmation_id": confirmation, "plan_id": plan, "request_id": request_id}
+    _answer(target, as_json, project, stage, approved=False, reason=reason, **seen)
+
+
+def _answer(target: str, as_json: bool, project: str, stage: int | None, **answer: Any) -> None:
     with _session(target, as_json) as (client, output):
-        found = client.confirm(
-            project,
-            stage=project_pb2.Stage.ValueType(stage or 0),
-            confirmation_id=confirmation,
-            plan_id=plan,
-            approved=False,
-            reason=reason,
-            request_id=request_id,
-        )
+        found = client.confirm(project, stage=project_pb2.Stage.ValueType(stage or 0), **answer)
         output.message(found, state_lines(found))
 
 
