@@ -19,7 +19,7 @@ from services.conductor.__main__ import FULL_NAME, MAX_REQUEST_BYTES
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
 from services.conductor.router import GrpcRouter
-from services.conductor.state.task import TERMINAL
+from services.conductor.state.task_state import TERMINAL
 from services.conductor.store.sqlite import SqliteStore
 from services.conductor.subscribe import Subscriptions, Tail
 from services.conductor.views import Views

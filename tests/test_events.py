@@ -20,8 +20,9 @@ from google.protobuf import json_format
 from services.common.errors import Reason, Refusal
 from services.conductor import events
 from services.conductor.actor import Caller
+from services.conductor.machines import MACHINES
 from services.conductor.protocol import SECOND, Given, Proceed, Resume, Submit
-from services.conductor.state import project, task
+from services.conductor.state import project, task, task_state
 from services.conductor.state.requests import VERSION
 from tests.conftest import MARKDOWN, Clock, Running, numbered, start_conductor, until
 from tests.fakes import Workers, command_result, finding, finds, finds_nothing, hangs, research_result, runs
@@ -262,9 +263,9 @@ def test_each_type_has_a_payload_of_its_own_shape_and_every_payload_but_the_snap
 
 
 def test_every_payload_has_exactly_one_fold() -> None:
-    assert sorted([*task.FOLDS, *project.FOLDS]) == sorted(NAMES.values())
+    assert sorted([*task_state.FOLDS, *project.FOLDS]) == sorted(NAMES.values())
     of_tasks = {field for name, field in NAMES.items() if name.startswith("conductor.")}
-    assert set(task.FOLDS) == of_tasks
+    assert set(task_state.FOLDS) == of_tasks
 
 
 # ---- what a real run writes ----
@@ -304,7 +305,7 @@ async def test_every_task_of_a_real_run_ends_once_with_all_its_calls_answered(
 
 
 async def test_a_real_project_log_tells_the_way_it_went(logs: dict[str, list[event_pb2.Event]]) -> None:
-    state = replayed(project, "project-1", logs["project"])
+    state = replayed(MACHINES["project"], "project-1", logs["project"])
     assert [s.status for s in state.stages] == [COMPLETED] * 6 + [SKIPPED, COMPLETED] and state.current_stage == 8
     answers = [e.confirmation_answered for e in logs["project"] if e.type == "CONFIRMATION_ANSWERED"]
     assert [answer.approved for answer in answers].count(False) == 2
@@ -338,8 +339,8 @@ def read_golden(file: Path) -> tuple[list[event_pb2.Event], event_pb2.Snapshot]:
 def final_state(log: Sequence[event_pb2.Event]) -> event_pb2.Snapshot:
     first = log[0]
     if first.task_id:
-        return event_pb2.Snapshot(task=replayed(task, first.task_id, log).task)
-    return event_pb2.Snapshot(project=replayed(project, first.project_id, log))
+        return event_pb2.Snapshot(task=replayed(MACHINES["task"], first.task_id, log).task)
+    return event_pb2.Snapshot(project=replayed(MACHINES["project"], first.project_id, log))
 
 
 GOLDEN_LOGS = sorted(GOLDEN.glob("*.jsonl"))
@@ -363,14 +364,14 @@ def test_a_task_can_be_taken_up_and_ended_wherever_its_golden_log_is_cut(file: P
     # What was written in one transaction has one time, and is there as a whole or not at all.
     for at in sorted({event.occurred_at.ToNanoseconds() for event in log}):
         begun = [event for event in log if event.occurred_at.ToNanoseconds() <= at]
-        state = replayed(task, log[0].task_id, begun)
+        state = replayed(MACHINES["task"], log[0].task_id, begun)
         more: list[event_pb2.Event] = []
         for step, command in enumerate((Resume(), Proceed(), conductor_pb2.CancelTaskRequest())):
-            if state.task.status in task.TERMINAL:
+            if state.task.status in task_state.TERMINAL:
                 break
             for event in task.decide(state, command, Given(at, f"new-{step}", "corr-1")).events:
                 event.occurred_at.FromNanoseconds(at + SECOND)
-                state = task.evolve(state, event)
+                state = task_state.evolve(state, event)
                 more.append(event)
         check_task_log([*begun, *more])
         assert [*begun, *more][-1].type in TERMINAL_TYPES and bool(more) == (begun != log)

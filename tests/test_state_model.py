@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.common.errors import TABLE, Reason
+from services.conductor.machines import MACHINES
 from services.conductor.protocol import (
     SECOND,
     Answered,
@@ -28,7 +29,7 @@ from services.conductor.protocol import (
     Resume,
     Submit,
 )
-from services.conductor.state import project, task
+from services.conductor.state import task_state
 from tests.conftest import MARKDOWN
 from tests.test_events import check_project_log, check_task_log, replayed
 from tests.test_state import COMPLETED, ENDED, FAILED, IN_PROGRESS, PENDING, SKIPPED, T0, WAITING, attempt, frozen
@@ -85,7 +86,7 @@ class Machine(RuleBasedStateMachine):
 
 
 class ProjectMachine(Machine):
-    machine, identity = project, "p"
+    machine, identity = MACHINES["project"], "p"
     moves = ("report", "report", "report", "onward", "back", "ask", "propose", "propose", "answer", "answer", "wait")
 
     def __init__(self) -> None:
@@ -235,7 +236,7 @@ GOOD = {"R": FOUND, "T": ended(exit_code=0), "W": WROTE}
 
 
 class TaskMachine(Machine):
-    machine, identity = task, "task-1"
+    machine, identity = MACHINES["task"], "task-1"
 
     moves = ("proceed", "proceed", *["answer"] * 6, "progress", "late", "crash", "stop", "wait", "submit", "submit")
 
@@ -249,7 +250,7 @@ class TaskMachine(Machine):
         if self.status and not self.over:
             return
         super().teardown()
-        self.state, self.log = task.initial(self.identity), []
+        self.state, self.log = task_state.initial(self.identity), []
         capabilities, deadline = pick([], [], [R], [T], [R, T], [T, R]), pick(None, None, 50)
         self.idempotent = pick([False], [True], [False, True], [True, False, False])
         if T not in capabilities:

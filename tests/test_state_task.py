@@ -22,7 +22,7 @@ from services.conductor.protocol import (
     Resume,
     Submit,
 )
-from services.conductor.state import task
+from services.conductor.state import task, task_state
 from tests.conftest import MARKDOWN
 from tests.fakes import finding
 from tests.test_state import T0, Outcome, attempt, frozen
@@ -60,7 +60,7 @@ class Run:
     """One task, command by command. `at` is the time in seconds since T0 and stands still unless moved."""
 
     def __init__(self, capabilities: Any = (), commands: Any = (), *, submit: bool = True, **hints: Any) -> None:
-        self.state, self.at, self.ids = task.initial("task-1"), 0.0, itertools.count(1)
+        self.state, self.at, self.ids = task_state.initial("task-1"), 0.0, itertools.count(1)
         self.log, self.effects, self.last = list[event_pb2.Event](), list[Any](), list[Any]()
         steers = task_pb2.Hints(capabilities=capabilities, commands=commands, **hints)
         self.request = conductor_pb2.ExecuteRequest(objective="Why?", output_mode=MARKDOWN, hints=steers)

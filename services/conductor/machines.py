@@ -7,7 +7,7 @@ from typing import Any
 from conductor.v1 import project_pb2
 
 from services.conductor.protocol import Decision, Given
-from services.conductor.state import project, task
+from services.conductor.state import project, task, task_state
 from services.conductor.store.base import Kind, View
 
 
@@ -27,15 +27,15 @@ class Machine:
     first_epoch: int
 
 
-def _task_finished(state: task.TaskState) -> bool:
-    return state.task.status in task.TERMINAL
+def _task_finished(state: task_state.TaskState) -> bool:
+    return state.task.status in task_state.TERMINAL
 
 
 def _project_finished(_: project_pb2.ProjectState) -> bool:
     return False  # it can always go back to an earlier stage
 
 
-def _task_view(state: task.TaskState) -> View:
+def _task_view(state: task_state.TaskState) -> View:
     shown = state.task
     return View(
         status=shown.status,
@@ -59,7 +59,7 @@ def _project_view(state: project_pb2.ProjectState) -> View:
 
 
 MACHINES: Mapping[Kind, Machine] = {
-    "task": Machine(task.initial, task.decide, task.evolve, _task_view, _task_finished, first_epoch=1),
+    "task": Machine(task_state.initial, task.decide, task_state.evolve, _task_view, _task_finished, first_epoch=1),
     "project": Machine(
         project.initial, project.decide, project.evolve, _project_view, _project_finished, first_epoch=0
     ),

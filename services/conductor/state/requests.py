@@ -1,15 +1,12 @@
-"""The steps of a task, and what each step asks its worker. Pure."""
+"""What each step of a task asks its worker. Pure."""
 
 import shlex
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from conductor.v1 import event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+from conductor.v1 import report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
 
 from services.conductor.protocol import WorkerRequest
-
-if TYPE_CHECKING:
-    from services.conductor.state.task import TaskState
+from services.conductor.state.task_state import Step, TaskState
 
 Capability = task_pb2.Capability
 
@@ -18,25 +15,6 @@ RESEARCH_TIMEOUT_S = 60.0  # when hints.research.timeout is absent
 REPORT_TIMEOUT_S = 30.0
 GRACE_S = 5.0  # a worker may take this much longer than its own budget before the call is given up
 SUMMARY_CHARS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One call to be made. `command_index` points into hints.commands, for the Terminal only."""
-
-    capability: task_pb2.Capability.ValueType
-    command_index: int | None = None
-
-
-def plan(route: event_pb2.Route, hints: task_pb2.Hints) -> tuple[Step, ...]:
-    """Returns the steps of a route, the report last."""
-    steps: list[Step] = []
-    for capability in route.capabilities:
-        if capability == Capability.CAPABILITY_TERMINAL:
-            steps += [Step(capability, index) for index in range(len(hints.commands))]
-        else:
-            steps.append(Step(capability))
-    return (*steps, Step(Capability.CAPABILITY_REPORT_WRITER))
 
 
 def summary_of(step: Step, objective: str, hints: task_pb2.Hints) -> str:
@@ -64,7 +42,7 @@ def _seconds(duration: Any, default: float) -> float:
     return nanoseconds / 1e9 if nanoseconds else default
 
 
-def request_for(step: Step, call_id: str, state: "TaskState") -> WorkerRequest:
+def request_for(step: Step, call_id: str, state: TaskState) -> WorkerRequest:
     """Returns the request a step sends to its worker."""
     if step.capability == Capability.CAPABILITY_REPORT_WRITER:
         return _write_report(state)
@@ -77,7 +55,7 @@ def request_for(step: Step, call_id: str, state: "TaskState") -> WorkerRequest:
     )
 
 
-def _research(state: "TaskState") -> researcher_pb2.ResearchRequest:
+def _research(state: TaskState) -> researcher_pb2.ResearchRequest:
     hints = state.hints.research
     budget = researcher_pb2.ResearchBudget(max_findings=hints.max_findings)
     budget.wall_time.FromNanoseconds(int(_seconds(hints.timeout, RESEARCH_TIMEOUT_S) * 1e9))
@@ -89,7 +67,7 @@ def _research(state: "TaskState") -> researcher_pb2.ResearchRequest:
     )
 
 
-def _write_report(state: "TaskState") -> report_writer_pb2.WriteReportRequest:
+def _write_report(state: TaskState) -> report_writer_pb2.WriteReportRequest:
     """Everything in it comes from the log, so that a repeat after a crash is the same request."""
     task = state.task
     request = report_writer_pb2.WriteReportRequest(

@@ -1,4 +1,4 @@
-"""The state machine of a task: which worker comes next, and how it ends. Pure and total.
+"""The decisions of a task's state machine: which worker comes next, and how it ends. Pure and total.
 
     TABLE  (status, command) → what happens. A pair that is missing changes nothing when it comes from inside (a late,
            repeated or unknown answer) and is refused when a caller asked for it.
@@ -7,10 +7,8 @@ A task is a list of steps: research, one step for each command, and the report. 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
-from conductor.v1 import conductor_pb2, error_pb2, event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+from conductor.v1 import conductor_pb2, error_pb2, event_pb2, report_writer_pb2, task_pb2, terminal_pb2
 
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import task_event
@@ -32,20 +30,21 @@ from services.conductor.protocol import (
     Submit,
     TaskCommand,
 )
-from services.conductor.state.requests import Step, plan, request_for, summary_of, timeout_for
-
-Status = task_pb2.TaskStatus
-StatusValue: TypeAlias = "task_pb2.TaskStatus.ValueType"
-Capability = task_pb2.Capability
-
-NONE = Status.TASK_STATUS_UNSPECIFIED  # before the task exists
-QUEUED = Status.TASK_STATUS_QUEUED
-RUNNING = Status.TASK_STATUS_RUNNING
-WAITING = Status.TASK_STATUS_WAITING_WORKER
-COMPLETED = Status.TASK_STATUS_COMPLETED
-FAILED = Status.TASK_STATUS_FAILED
-CANCELLED = Status.TASK_STATUS_CANCELLED
-TERMINAL = frozenset({COMPLETED, FAILED, CANCELLED})
+from services.conductor.state.requests import request_for, summary_of, timeout_for
+from services.conductor.state.task_state import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    NONE,
+    QUEUED,
+    RUNNING,
+    WAITING,
+    Capability,
+    Status,
+    StatusValue,
+    TaskState,
+    evolve,
+)
 
 DEFAULT_DESKTOP = "default"
 DEFAULT_DEADLINE_S = 600
@@ -60,11 +59,6 @@ PHASES: Mapping[int, str] = {
     Capability.CAPABILITY_TERMINAL: "terminal",
     Capability.CAPABILITY_REPORT_WRITER: "report",
 }
-SERVICES: Mapping[int, str] = {
-    Capability.CAPABILITY_RESEARCHER: "researcher",
-    Capability.CAPABILITY_TERMINAL: "terminal",
-    Capability.CAPABILITY_REPORT_WRITER: "report_writer",
-}
 INTAKE, ROUTING, DONE = "intake", "routing", "done"
 
 # After these answers of the Terminal nothing has run, so asking again cannot run a command twice.
@@ -77,29 +71,6 @@ NEVER_RAN = frozenset(
 )
 # After these answers the Terminal may take the Researcher's place.
 FALLBACK = frozenset({Reason.ERROR_REASON_WORKER_UNAVAILABLE, Reason.ERROR_REASON_WORKER_TIMEOUT})
-
-
-@dataclass(frozen=True, slots=True)
-class TaskState:
-    """What the events of a task add up to. `task` is what a client may see; the rest is what comes next."""
-
-    task: task_pb2.Task
-    hints: task_pb2.Hints = field(default_factory=task_pb2.Hints)
-    deadline: int = 0  # nanoseconds since the epoch
-    route: event_pb2.Route = field(default_factory=event_pb2.Route)
-    steps: tuple[Step, ...] = ()  # still to be done; the first is under way or next
-    call: event_pb2.WorkerCall | None = None  # open: has no result yet
-    called_at: int = 0
-    attempts: int = 0  # calls made for the first of `steps`
-    progress: int = 0  # progress events of the open call
-    results: tuple[event_pb2.WorkerResult, ...] = ()  # that did their work, in order
-    runs: tuple[report_writer_pb2.WorkerRun, ...] = ()  # one for each of `results`
-    gaps: tuple[researcher_pb2.Gap, ...] = ()  # what a replaced worker could not give
-
-
-def initial(task_id: str) -> TaskState:
-    """Returns the state before a task exists."""
-    return TaskState(task_pb2.Task(task_id=task_id))
 
 
 def decide(state: TaskState, command: TaskCommand, given: Given) -> Decision:
@@ -378,102 +349,4 @@ TABLE: Mapping[tuple[StatusValue, type], Callable[..., Decision]] = {
     (WAITING, Resume): _resume,
     (WAITING, Expire): _expire,
     (WAITING, conductor_pb2.CancelTaskRequest): _cancel,
-}
-
-
-# ---- evolve ----
-
-
-def evolve(state: TaskState, event: event_pb2.Event) -> TaskState:
-    """Returns the state after one event. Total: every event of a task has its fold."""
-    task = task_pb2.Task()
-    task.CopyFrom(state.task)
-    task.status = Status.Value(event.status)
-    task.phase = event.phase
-    return FOLDS[event.WhichOneof("payload") or ""](replace(state, task=task), event)
-
-
-def _on_started(state: TaskState, event: event_pb2.Event) -> TaskState:
-    started, task = event.task_started, state.task
-    task.correlation_id = event.correlation_id
-    task.objective = started.objective
-    task.output_mode = started.output_mode
-    task.project_id = event.project_id
-    task.desktop_id = event.scope.desktop_id
-    task.scope.CopyFrom(event.scope)
-    task.created_at.CopyFrom(event.occurred_at)
-    return replace(state, hints=started.hints, deadline=started.deadline.ToNanoseconds())
-
-
-def _on_progress(state: TaskState, event: event_pb2.Event) -> TaskState:
-    progress = event.task_progress
-    if not progress.HasField("route"):
-        return replace(state, progress=state.progress + 1)
-    gaps = state.gaps
-    if not state.task.HasField("started_at"):
-        state.task.started_at.CopyFrom(event.occurred_at)
-    elif progress.route.reason == event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE:
-        detail = "The Researcher was unavailable; no documents were searched."
-        gap = researcher_pb2.Gap(kind=researcher_pb2.GAP_KIND_NOT_FOUND, subject="research", detail=detail)
-        gaps = (*gaps, gap)
-    steps = plan(progress.route, state.hints)
-    return replace(state, route=progress.route, steps=steps, attempts=0, gaps=gaps)
-
-
-def _on_call(state: TaskState, event: event_pb2.Event) -> TaskState:
-    call = event.worker_call
-    state.task.attempt = call.attempt
-    at = event.occurred_at.ToNanoseconds()
-    return replace(state, call=call, called_at=at, attempts=call.attempt, progress=0)
-
-
-def _on_result(state: TaskState, event: event_pb2.Event) -> TaskState:
-    result = event.worker_result
-    if result.HasField("error"):
-        return replace(state, call=None)
-    run = report_writer_pb2.WorkerRun(
-        service=SERVICES[result.capability], call_id=result.call_id, ended_at=event.occurred_at
-    )
-    run.started_at.FromNanoseconds(state.called_at)
-    return replace(
-        state,
-        call=None,
-        steps=state.steps[1:],
-        attempts=0,
-        results=(*state.results, result),
-        runs=(*state.runs, run),
-    )
-
-
-def _on_completed(state: TaskState, event: event_pb2.Event) -> TaskState:
-    state.task.report_path = event.task_completed.report_path
-    state.task.writer_window_props.CopyFrom(event.task_completed.writer_window_props)
-    return _ended(state, event)
-
-
-def _on_failed(state: TaskState, event: event_pb2.Event) -> TaskState:
-    state.task.error.CopyFrom(event.task_failed.error)
-    return _ended(state, event)
-
-
-def _on_cancelled(state: TaskState, event: event_pb2.Event) -> TaskState:
-    reason = event.task_cancelled.reason
-    text = f"The task was cancelled: {reason}" if reason else "The task was cancelled."
-    state.task.error.CopyFrom(typed(Reason.ERROR_REASON_TASK_CANCELLED, text, task_id=state.task.task_id))
-    return _ended(state, event)
-
-
-def _ended(state: TaskState, event: event_pb2.Event) -> TaskState:
-    state.task.completed_at.CopyFrom(event.occurred_at)
-    return state
-
-
-FOLDS: Mapping[str, Callable[[TaskState, event_pb2.Event], TaskState]] = {
-    "task_started": _on_started,
-    "task_progress": _on_progress,
-    "worker_call": _on_call,
-    "worker_result": _on_result,
-    "task_completed": _on_completed,
-    "task_failed": _on_failed,
-    "task_cancelled": _on_cancelled,
 }

@@ -1,0 +1,165 @@
+"""What the events of a task add up to. Pure and total: every event of a task has its fold."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from conductor.v1 import event_pb2, report_writer_pb2, researcher_pb2, task_pb2
+
+from services.common.errors import Reason, typed
+
+Status = task_pb2.TaskStatus
+StatusValue: TypeAlias = "task_pb2.TaskStatus.ValueType"
+Capability = task_pb2.Capability
+
+NONE = Status.TASK_STATUS_UNSPECIFIED  # before the task exists
+QUEUED = Status.TASK_STATUS_QUEUED
+RUNNING = Status.TASK_STATUS_RUNNING
+WAITING = Status.TASK_STATUS_WAITING_WORKER
+COMPLETED = Status.TASK_STATUS_COMPLETED
+FAILED = Status.TASK_STATUS_FAILED
+CANCELLED = Status.TASK_STATUS_CANCELLED
+TERMINAL = frozenset({COMPLETED, FAILED, CANCELLED})
+
+SERVICES: Mapping[int, str] = {
+    Capability.CAPABILITY_RESEARCHER: "researcher",
+    Capability.CAPABILITY_TERMINAL: "terminal",
+    Capability.CAPABILITY_REPORT_WRITER: "report_writer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call to be made. `command_index` points into hints.commands, for the Terminal only."""
+
+    capability: task_pb2.Capability.ValueType
+    command_index: int | None = None
+
+
+def plan(route: event_pb2.Route, hints: task_pb2.Hints) -> tuple[Step, ...]:
+    """Returns the steps of a route, the report last."""
+    steps: list[Step] = []
+    for capability in route.capabilities:
+        if capability == Capability.CAPABILITY_TERMINAL:
+            steps += [Step(capability, index) for index in range(len(hints.commands))]
+        else:
+            steps.append(Step(capability))
+    return (*steps, Step(Capability.CAPABILITY_REPORT_WRITER))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """What the events of a task add up to. `task` is what a client may see; the rest is what comes next."""
+
+    task: task_pb2.Task
+    hints: task_pb2.Hints = field(default_factory=task_pb2.Hints)
+    deadline: int = 0  # nanoseconds since the epoch
+    route: event_pb2.Route = field(default_factory=event_pb2.Route)
+    steps: tuple[Step, ...] = ()  # still to be done; the first is under way or next
+    call: event_pb2.WorkerCall | None = None  # open: has no result yet
+    called_at: int = 0
+    attempts: int = 0  # calls made for the first of `steps`
+    progress: int = 0  # progress events of the open call
+    results: tuple[event_pb2.WorkerResult, ...] = ()  # that did their work, in order
+    runs: tuple[report_writer_pb2.WorkerRun, ...] = ()  # one for each of `results`
+    gaps: tuple[researcher_pb2.Gap, ...] = ()  # what a replaced worker could not give
+
+
+def initial(task_id: str) -> TaskState:
+    """Returns the state before a task exists."""
+    return TaskState(task_pb2.Task(task_id=task_id))
+
+
+def evolve(state: TaskState, event: event_pb2.Event) -> TaskState:
+    """Returns the state after one event. Total: every event of a task has its fold."""
+    task = task_pb2.Task()
+    task.CopyFrom(state.task)
+    task.status = Status.Value(event.status)
+    task.phase = event.phase
+    return FOLDS[event.WhichOneof("payload") or ""](replace(state, task=task), event)
+
+
+def _on_started(state: TaskState, event: event_pb2.Event) -> TaskState:
+    started, task = event.task_started, state.task
+    task.correlation_id = event.correlation_id
+    task.objective = started.objective
+    task.output_mode = started.output_mode
+    task.project_id = event.project_id
+    task.desktop_id = event.scope.desktop_id
+    task.scope.CopyFrom(event.scope)
+    task.created_at.CopyFrom(event.occurred_at)
+    return replace(state, hints=started.hints, deadline=started.deadline.ToNanoseconds())
+
+
+def _on_progress(state: TaskState, event: event_pb2.Event) -> TaskState:
+    progress = event.task_progress
+    if not progress.HasField("route"):
+        return replace(state, progress=state.progress + 1)
+    gaps = state.gaps
+    if not state.task.HasField("started_at"):
+        state.task.started_at.CopyFrom(event.occurred_at)
+    elif progress.route.reason == event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE:
+        detail = "The Researcher was unavailable; no documents were searched."
+        gap = researcher_pb2.Gap(kind=researcher_pb2.GAP_KIND_NOT_FOUND, subject="research", detail=detail)
+        gaps = (*gaps, gap)
+    steps = plan(progress.route, state.hints)
+    return replace(state, route=progress.route, steps=steps, attempts=0, gaps=gaps)
+
+
+def _on_call(state: TaskState, event: event_pb2.Event) -> TaskState:
+    call = event.worker_call
+    state.task.attempt = call.attempt
+    at = event.occurred_at.ToNanoseconds()
+    return replace(state, call=call, called_at=at, attempts=call.attempt, progress=0)
+
+
+def _on_result(state: TaskState, event: event_pb2.Event) -> TaskState:
+    result = event.worker_result
+    if result.HasField("error"):
+        return replace(state, call=None)
+    run = report_writer_pb2.WorkerRun(
+        service=SERVICES[result.capability], call_id=result.call_id, ended_at=event.occurred_at
+    )
+    run.started_at.FromNanoseconds(state.called_at)
+    return replace(
+        state,
+        call=None,
+        steps=state.steps[1:],
+        attempts=0,
+        results=(*state.results, result),
+        runs=(*state.runs, run),
+    )
+
+
+def _on_completed(state: TaskState, event: event_pb2.Event) -> TaskState:
+    state.task.report_path = event.task_completed.report_path
+    state.task.writer_window_props.CopyFrom(event.task_completed.writer_window_props)
+    return _ended(state, event)
+
+
+def _on_failed(state: TaskState, event: event_pb2.Event) -> TaskState:
+    state.task.error.CopyFrom(event.task_failed.error)
+    return _ended(state, event)
+
+
+def _on_cancelled(state: TaskState, event: event_pb2.Event) -> TaskState:
+    reason = event.task_cancelled.reason
+    text = f"The task was cancelled: {reason}" if reason else "The task was cancelled."
+    state.task.error.CopyFrom(typed(Reason.ERROR_REASON_TASK_CANCELLED, text, task_id=state.task.task_id))
+    return _ended(state, event)
+
+
+def _ended(state: TaskState, event: event_pb2.Event) -> TaskState:
+    state.task.completed_at.CopyFrom(event.occurred_at)
+    return state
+
+
+FOLDS: Mapping[str, Callable[[TaskState, event_pb2.Event], TaskState]] = {
+    "task_started": _on_started,
+    "task_progress": _on_progress,
+    "worker_call": _on_call,
+    "worker_result": _on_result,
+    "task_completed": _on_completed,
+    "task_failed": _on_failed,
+    "task_cancelled": _on_cancelled,
+}
