@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from conductor.v1 import (
 from google.api import annotations_pb2, field_behavior_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from services.conductor.state.requests import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 DESCRIPTORS = ROOT / "gen" / "conductor.pb"
@@ -334,3 +337,7 @@ def test_a_change_that_breaks_clients_is_found(tmp_path: Path, change: Any) -> N
     change(next(file for file in changed.file if file.name == "conductor/v1/error.proto"))
     done = breaking(tmp_path, changed)
     assert done.returncode == 100 and "conductor/v1/error.proto" in done.stdout, done.stderr
+
+
+def test_the_version_in_reports_is_the_projects() -> None:
+    assert version("conductor") == VERSION

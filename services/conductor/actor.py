@@ -139,8 +139,8 @@ class Actor:
         The command is carried out even if the caller goes away meanwhile.
 
         Raises:
-            Refusal: nothing has changed. WRITE_CONFLICT, OVER_CAPACITY, STORE_UNAVAILABLE and SHUTTING_DOWN, besides
-                what the state machine refuses.
+            Refusal: WRITE_CONFLICT, OVER_CAPACITY, SHUTTING_DOWN and what the state machine refuses change nothing;
+                after STORE_UNAVAILABLE the command may or may not have been carried out.
         """
         if self._stopping:
             raise Refusal(Reason.ERROR_REASON_SHUTTING_DOWN, "The service is stopping; ask again in a moment.")
