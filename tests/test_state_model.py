@@ -165,19 +165,16 @@ class ProjectMachine(Machine):
 
     def answer(self, pick: Pick) -> None:
         stage = pick(0, 0, self.current, self.current, max(1, self.current - 1), min(8, self.current + 1))
-        names, approved = pick("none", "none", "present", "present", "any"), pick(None, True, False)
-        confirmation = plan = ""
-        if names == "present":
-            confirmation, plan = self.confirmation, self.plan
-        elif names == "any":
-            confirmation, plan = pick("", *self.seen[-6:]), pick("", *self.seen[-6:])
+        some = pick("", *self.seen[-6:]), pick("", *self.seen[-6:])
+        present = self.confirmation, self.plan
+        (confirmation, plan), approved = pick(("", ""), ("", ""), present, present, some), pick(None, True, False)
         fresh = stage in (0, self.current) and confirmation in ("", self.confirmation) and plan in ("", self.plan)
         yes, found = approved is not False, self.now[0]
         open_ = found in (IN_PROGRESS, WAITING) or (yes and found == COMPLETED and self.current < 8)
-        command = conductor_pb2.ConfirmRequest(
-            stage_id=stage, confirmation_id=confirmation, plan_id=plan, approved=approved, reason="" if yes else "no"
+        seen = {"stage_id": stage, "confirmation_id": confirmation, "plan_id": plan}
+        self.expect(
+            fresh and open_, conductor_pb2.ConfirmRequest(**seen, approved=approved, reason="" if yes else "no")
         )
-        self.expect(fresh and open_, command)
         if not (fresh and open_):
             return
         if self.plan and self.last_plan:
