@@ -245,8 +245,7 @@ def test_after_a_crash_an_open_call_is_made_again_unless_it_was_a_command_that_m
 
 # ---- routes ----
 
-LATE, GONE = broke(Reason.ERROR_REASON_WORKER_TIMEOUT), broke(UNAVAILABLE)
-BAD = broke(Reason.ERROR_REASON_WORKER_FAILED)
+GONE, LATE, BAD = map(broke, (UNAVAILABLE, Reason.ERROR_REASON_WORKER_TIMEOUT, Reason.ERROR_REASON_WORKER_FAILED))
 ROUTES = [
     # capabilities, commands, answers → calls, end
     ([], [], [FOUND, WROTE], "R#1 W#1", "COMPLETED"),
@@ -271,18 +270,16 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("capabilities", "commands", "answers", "calls", "end"), ROUTES)
-def test_a_task_goes_to_the_workers_its_hints_and_their_answers_ask_for(
-    capabilities: Any, commands: Any, answers: Any, calls: str, end: str
-) -> None:
+@pytest.mark.parametrize("case", ROUTES)
+def test_a_task_goes_to_the_workers_its_hints_and_their_answers_ask_for(case: Any) -> None:
+    capabilities, commands, answers, calls, end = case
     run = Run(capabilities, commands).play(*answers)
     assert (run.calls, run.end) == (calls, end)
     routes = [e.task_progress.route for e in run.log if e.task_progress.HasField("route")]
     first = event_pb2.ROUTE_REASON_HINTS if capabilities else event_pb2.ROUTE_REASON_DEFAULT
     assert (routes[0].reason, list(routes[0].capabilities)) == (first, capabilities or [R])
-    falls_back = not capabilities and "T" in calls
     why = event_pb2.ROUTE_REASON_NO_FINDINGS if answers[0] is NOTHING else event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE
-    second = [(why, [T])] if falls_back else []
+    second = [(why, [T])] if not capabilities and "T" in calls else []
     assert [(route.reason, list(route.capabilities)) for route in routes[1:]] == second
 
 
@@ -382,9 +379,8 @@ def test_after_a_crash_a_task_has_the_time_that_is_left_and_not_all_of_it_again(
 
 def test_no_call_may_take_longer_than_its_task() -> None:
     timeout = duration_pb2.Duration(seconds=3600)
-    research = task_pb2.ResearchHints(timeout=timeout)
     slow = [terminal_pb2.Command(argv=["a"], limits=terminal_pb2.Limits(wall_time=timeout))]
-    run = Run([T, R], slow, research=research, deadline=duration_pb2.Duration(seconds=9))
+    run = Run([T, R], slow, research={"timeout": timeout}, deadline=duration_pb2.Duration(seconds=9))
     for answer, left in ((RAN, 9.0), (FOUND, 7.0), (WROTE, 5.0)):
         run.go_on()
         (call,) = (effect for effect in run.last if isinstance(effect, CallWorker))
