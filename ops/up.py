@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -152,20 +153,22 @@ def detach(var: Path) -> int:
 
 
 def down(var: Path) -> int:
-    """Stops the supervisor that holds the lock, and waits until all has ended."""
+    """Stops the supervisor that holds the lock, and waits until all has ended, itself included."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    told = False
+    supervisor = -1  # its pidfd, once it has been told
     while time.monotonic() < deadline:
         try:
             with lock(var):
-                print("Conductor is stopped." if told else "Conductor is not running.")
+                if supervisor >= 0:
+                    select.select([supervisor], [], [], max(0.0, deadline - time.monotonic()))
+                print("Conductor is stopped." if supervisor >= 0 else "Conductor is not running.")
                 return 0
         except AlreadyRunning:
             pid = int((var / PID_FILE).read_text() or 0)
-            if pid and not told:
+            if pid and supervisor < 0:
                 with contextlib.suppress(ProcessLookupError):  # it was just ending
-                    os.kill(pid, signal.SIGTERM)
-                told = True
+                    supervisor = os.pidfd_open(pid)
+                    signal.pidfd_send_signal(supervisor, signal.SIGTERM)
         time.sleep(POLL_S)
     print(f"It has not stopped within {STOP_TIMEOUT_S} s; see {var / 'logs'}")
     return 1

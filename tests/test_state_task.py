@@ -364,8 +364,7 @@ def test_a_task_whose_deadline_passed_fails_with_that_and_calls_nobody(status: s
     if status == "RUNNING":
         run.answer(**GONE)
     call, calls, run.at = run.open, run.calls, deadline_s
-    late = "answer" if status == "WAITING_WORKER" else "proceed"
-    run.tell(command_of("expire" if by == "its timer" else late, run))
+    run.tell(command_of("expire" if by == "its timer" else "answer" if call else "proceed", run))
     assert (run.end, run.calls, run.open) == ("TASK_DEADLINE_EXCEEDED", calls, None)
     assert run.last == ([CancelCall(call.call_id)] if call and by == "its timer" else [])
     assert run.state.task.error.metadata["deadline_s"] == str(deadline_s)
@@ -384,7 +383,7 @@ def test_no_call_may_take_longer_than_its_task() -> None:
     for answer, left in ((RAN, 9.0), (FOUND, 7.0), (WROTE, 5.0)):
         run.go_on()
         (call,) = (effect for effect in run.last if isinstance(effect, CallWorker))
-        assert run.open is not None and call.call_id == run.open.call_id and 0 < call.timeout <= left
+        assert run.open and call.call_id == run.open.call_id and 0 < call.timeout <= left
         assert run.open.deadline.ToNanoseconds() <= (T0 + 9) * SECOND
         run.at += 2
         run.answer(**answer)
