@@ -259,7 +259,7 @@ class TaskMachine(Machine):
         if deadline:
             hints.deadline.CopyFrom(duration_pb2.Duration(seconds=deadline))
         self.todo: list[str] = []
-        self.tries, self.due, self.open, self.calls = 0, 0, "", ["call-0"]
+        self.tries, self.full, self.due, self.open, self.calls = 0, 0, 0, "", ["call-0"]
         self.status, self.fallback = "QUEUED", not capabilities and bool(self.idempotent)
         self.do(Submit(conductor_pb2.ExecuteRequest(objective="Why?", output_mode=MARKDOWN, hints=hints)))
 
@@ -312,7 +312,7 @@ class TaskMachine(Machine):
         elif kind == "W":
             self.status = "COMPLETED"
         else:
-            self.todo, self.tries = self.todo[1:], 0
+            self.todo, self.tries, self.full = self.todo[1:], 0, 0
             if fields is NOTHING and self.fallback:
                 self.todo, self.fallback = [*self.terminals(), "W"], False
             self.call_next()
@@ -321,12 +321,13 @@ class TaskMachine(Machine):
     def after_failure(self, how: str, kind: str, index: int) -> None:
         reason = {**ENDS, **REASONS}[how]
         harmless = kind != "T" or how in ("gone", "full") or self.idempotent[index]
+        self.full += how == "full"
         if self.at >= self.deadline:
             self.status = "TASK_DEADLINE_EXCEEDED"
-        elif TABLE[reason].retryable and harmless and (how == "full" or self.tries < self.most):
+        elif TABLE[reason].retryable and harmless and (how == "full" or self.tries - self.full < self.most):
             pass  # another attempt is due
         elif kind == "R" and how in ("gone", "late") and self.fallback:
-            self.todo, self.tries, self.fallback = [*self.terminals(), "W"], 0, False
+            self.todo, self.tries, self.full, self.fallback = [*self.terminals(), "W"], 0, 0, False
             self.call_next()
         else:
             self.status = Reason.Name(reason).removeprefix("ERROR_REASON_")

@@ -320,6 +320,8 @@ def test_a_full_worker_is_waited_for_until_the_deadline_and_costs_no_attempt() -
     assert run.calls.endswith("T0#31") and not run.end.startswith("OVER")
     waits = [effect.after for effect in run.effects if isinstance(effect, ProceedLater) and not effect.needs_slot]
     assert len(waits) == 30 and waits == sorted(waits) and waits[-1] <= 5
+    run = Run([R], max_attempts=2).play(full, full, GONE, GONE)
+    assert (run.calls, run.end) == ("R#1 R#2 R#3 R#4", "WORKER_UNAVAILABLE")
 
 
 LIMITS = ("WALL_TIME", "CPU_TIME", "MEMORY", "PROCESSES", "FILE_SIZE", "WORKSPACE")

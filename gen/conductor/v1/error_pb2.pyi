@@ -150,7 +150,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NO_SOURCES: _ErrorReason.ValueType  # 22
     """No document source is configured or named. FAILED_PRECONDITION."""
     ERROR_REASON_COMMAND_FAILED: _ErrorReason.ValueType  # 23
-    """The command ended with another exit code than 0, or by a signal, and was not marked allow_failure.
+    """The command ended by a signal, or with another exit code than 0 and was not marked allow_failure.
     FAILED_PRECONDITION. Sample: {"exit_code": "3", "command": "1"}
     """
     ERROR_REASON_COMMAND_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 24
@@ -259,7 +259,7 @@ Sample: {"source": "../etc"}
 ERROR_REASON_NO_SOURCES: ErrorReason.ValueType  # 22
 """No document source is configured or named. FAILED_PRECONDITION."""
 ERROR_REASON_COMMAND_FAILED: ErrorReason.ValueType  # 23
-"""The command ended with another exit code than 0, or by a signal, and was not marked allow_failure.
+"""The command ended by a signal, or with another exit code than 0 and was not marked allow_failure.
 FAILED_PRECONDITION. Sample: {"exit_code": "3", "command": "1"}
 """
 ERROR_REASON_COMMAND_LIMIT_EXCEEDED: ErrorReason.ValueType  # 24

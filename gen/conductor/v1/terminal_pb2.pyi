@@ -160,7 +160,7 @@ class Command(_message.Message):
     """
     allow_failure: _builtins.bool
     """Whether an exit code other than 0 is an answer rather than a failure of the task. False by default. A limit
-    that ends the command always fails the task.
+    or a signal that ends the command always fails the task.
     """
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

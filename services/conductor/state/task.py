@@ -230,7 +230,7 @@ def _after_failure(state: TaskState, result: event_pb2.WorkerResult, given: Give
 def _attempts_left(state: TaskState, error: error_pb2.TypedError) -> bool:
     """A worker that is full has not tried: the task waits its turn, until its deadline."""
     full = error.reason == Reason.ERROR_REASON_OVER_CAPACITY
-    return full or state.attempts < (state.hints.max_attempts or DEFAULT_ATTEMPTS)
+    return full or state.attempts - state.refused < (state.hints.max_attempts or DEFAULT_ATTEMPTS)
 
 
 def _may_repeat(state: TaskState, error: error_pb2.TypedError) -> bool:

@@ -59,6 +59,7 @@ class TaskState:
     call: event_pb2.WorkerCall | None = None  # open: has no result yet
     called_at: int = 0
     attempts: int = 0  # calls made for the first of `steps`
+    refused: int = 0  # of these, how many found the worker full
     progress: int = 0  # progress events of the open call
     results: tuple[event_pb2.WorkerResult, ...] = ()  # that did their work, in order
     runs: tuple[report_writer_pb2.WorkerRun, ...] = ()  # one for each of `results`
@@ -103,7 +104,7 @@ def _on_progress(state: TaskState, event: event_pb2.Event) -> TaskState:
         gap = researcher_pb2.Gap(kind=researcher_pb2.GAP_KIND_NOT_FOUND, subject="research", detail=detail)
         gaps = (*gaps, gap)
     steps = plan(progress.route, state.hints)
-    return replace(state, route=progress.route, steps=steps, attempts=0, gaps=gaps)
+    return replace(state, route=progress.route, steps=steps, attempts=0, refused=0, gaps=gaps)
 
 
 def _on_call(state: TaskState, event: event_pb2.Event) -> TaskState:
@@ -116,7 +117,8 @@ def _on_call(state: TaskState, event: event_pb2.Event) -> TaskState:
 def _on_result(state: TaskState, event: event_pb2.Event) -> TaskState:
     result = event.worker_result
     if result.HasField("error"):
-        return replace(state, call=None)
+        full = result.error.reason == Reason.ERROR_REASON_OVER_CAPACITY
+        return replace(state, call=None, refused=state.refused + full)
     run = report_writer_pb2.WorkerRun(
         service=SERVICES[result.capability], call_id=result.call_id, ended_at=event.occurred_at
     )
@@ -126,6 +128,7 @@ def _on_result(state: TaskState, event: event_pb2.Event) -> TaskState:
         call=None,
         steps=state.steps[1:],
         attempts=0,
+        refused=0,
         results=(*state.results, result),
         runs=(*state.runs, run),
     )
