@@ -365,3 +365,10 @@ NO_PATHS = (
 def test_only_exact_report_paths_have_a_name(path: str) -> None:
     assert report.name_in(path) is None
     assert report.name_in("reports/a-1.md") == "a-1.md"
+
+
+def test_an_upgrade_of_conductor_makes_no_other_request() -> None:
+    old, new, other = request(), request(), request("Another objective?")
+    old.provenance.conductor_version, new.provenance.conductor_version = "0.1.0", "0.2.0"
+    assert report.request_sha256(old) == report.request_sha256(new) != report.request_sha256(other)
+    assert new.provenance.conductor_version == "0.2.0", "the request itself stays as it is"
