@@ -1,7 +1,7 @@
 """A Store in memory, for tests that need none of a disk: the same promises as the engines but durability."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conductor.v1 import event_pb2
@@ -13,6 +13,7 @@ from services.conductor.store.base import (
     Conflict,
     GroupCommit,
     Key,
+    Listener,
     Listing,
     Outcome,
     Page,
@@ -23,6 +24,7 @@ from services.conductor.store.base import (
     Stream,
     View,
 )
+from services.conductor.store.beats import Beats
 
 
 @dataclass
@@ -38,12 +40,18 @@ class Aggregate:
 class MemoryStore(Store):
     """The log in a list. Closed, it refuses like an engine that is gone."""
 
+    exclusive = False
+    log_id = "memory"
+
     def __init__(self) -> None:
         self.commits = 0  # transactions, whatever became of the appends in them
-        self._log: list[tuple[Key, str, int, bytes]] = []  # stream, project, seq and event
+        # Stream, project, seq and event; None where an event was pruned.
+        self._log: list[tuple[Key, str, int, bytes] | None] = []
+        self._low = 0
+        self._beats = Beats()
         self._aggregates: dict[Key, Aggregate] = {}
         self._requests: dict[str, tuple[RequestKey, int]] = {}
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Listener] = []
         self._group = GroupCommit(self._commit, self._ring)
         self._closed = False
 
@@ -52,14 +60,52 @@ class MemoryStore(Store):
     async def append(self, append: Append) -> Outcome:
         return await self._group.append(append)
 
-    async def claim(self, owner: str) -> Sequence[str]:
+    async def join(self, replica: str) -> None:
         await self._turn()
-        unfinished = [
-            (key, found) for key, found in self._aggregates.items() if key[0] == "task" and not found.view.finished
-        ]
-        for _, found in unfinished:
-            found.owner, found.epoch = owner, found.epoch + 1
-        return sorted(key[1] for key, _ in unfinished)
+        self._beats.join(replica)
+
+    async def beat(self, replica: str) -> bool:
+        await self._turn()
+        return self._beats.beat(replica)
+
+    async def replicas(self) -> Sequence[str]:
+        await self._turn()
+        return self._beats.names()
+
+    async def claim(self, replica: str, lease: float, limit: int) -> Sequence[str]:
+        await self._turn()
+        alive = self._beats.alive(lease)
+        names = sorted(
+            key[1]
+            for key, found in self._aggregates.items()
+            if key[0] == "task" and found.view.ended_at is None and found.owner not in alive
+        )[:limit]
+        for name in names:
+            found = self._aggregates["task", name]
+            found.owner, found.epoch = replica, found.epoch + 1
+        return names
+
+    async def leave(self, replica: str) -> None:
+        await self._turn()
+        self._beats.leave(replica)
+
+    async def ended_before(self, newest: int) -> int:
+        await self._turn()
+        return next(iter(sorted((at for at, _ in self._ended()), reverse=True)[newest:]), 0)
+
+    async def prune(self, ended_before: int, limit: int) -> int:
+        await self._turn()
+        doomed = {key for at, key in sorted(self._ended())[:limit] if at < ended_before}
+        for pos, entry in enumerate(self._log, 1):
+            if entry is not None and entry[0] in doomed:
+                self._log[pos - 1], self._low = None, max(self._low, pos)
+        for key in doomed:
+            del self._aggregates[key]
+        return len(doomed)
+
+    def _ended(self) -> list[tuple[int, Key]]:
+        found = self._aggregates.items()
+        return [(each.view.ended_at, key) for key, each in found if each.view.ended_at is not None]
 
     async def close(self) -> None:
         await self._group.close()
@@ -83,7 +129,7 @@ class MemoryStore(Store):
         version, owner = append.version + len(append.events), found.owner if found else append.owner
         self._aggregates[append.key] = Aggregate(version, append.epoch, owner, append.view)
         if request is not None:
-            self._requests[request.key] = (request, len(self._log))
+            self._requests[request.key] = (request, len(self._log) - len(append.events) + request.covers)
         return Appended(len(self._log), version)
 
     # ---- reading ----
@@ -91,8 +137,8 @@ class MemoryStore(Store):
     async def stream(self, key: Key) -> Stream:
         await self._turn()
         found = self._aggregates.get(key)
-        events = [self._event(index) for index, (stream, *_) in enumerate(self._log) if stream == key]
-        return Stream(events, found.version, found.epoch) if found else Stream([], 0, 0)
+        events = [self._event(index) for index, entry in enumerate(self._log) if entry is not None and entry[0] == key]
+        return Stream(events, found.version, found.epoch, found.owner) if found else Stream([], 0, 0, None)
 
     async def row(self, key: Key) -> Row | None:
         await self._turn()
@@ -114,23 +160,25 @@ class MemoryStore(Store):
     async def read(self, after: int, limit: int, key: Key | None = None) -> Page:
         await self._turn()
         behind = range(after, len(self._log))
-        events = [self._event(index) for index in behind if _belongs(key, *self._log[index][:2])][:limit]
-        return Page(events, events[-1].sequence if len(events) == limit else max(len(self._log), after))
+        entries = ((index, self._log[index]) for index in behind)
+        found = [index for index, entry in entries if entry is not None and _belongs(key, *entry[:2])][:limit]
+        events = [self._event(index) for index in found]
+        return Page(events, events[-1].sequence if len(events) == limit else max(len(self._log), after), self._low)
 
     async def bounds(self) -> tuple[int, int]:
         await self._turn()
-        return 0, len(self._log)
+        return self._low, len(self._log)
 
-    def on_commit(self, listener: Callable[[], None]) -> None:
+    def on_commit(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
-    def _ring(self) -> None:
+    def _ring(self, events: Sequence[event_pb2.Event]) -> None:
         for listener in self._listeners:
-            listener()
+            listener(events)
 
     def _event(self, index: int) -> event_pb2.Event:
         """Returns a copy, so that nobody can change the log through what was read."""
-        _, _, seq, data = self._log[index]
+        _, _, seq, data = self._log[index] or (None, None, 0, b"")
         event = event_pb2.Event.FromString(data)
         event.sequence, event.stream_sequence = index + 1, seq
         return event

@@ -15,10 +15,10 @@ import apsw
 import pytest
 
 from services.common.config import ConfigError
-from services.conductor.store import sqlite
+from services.conductor.store import migrations, sqlite
 from services.conductor.store.base import Answer, Append, Appended, Listing, StoreUnavailable
 from services.conductor.store.sqlite import SqliteStore
-from tests.test_store import a_key, an_append, check_gapless, log_of, picture
+from tests.test_store import LONG, a_key, an_append, check_gapless, log_of, picture
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
@@ -38,6 +38,18 @@ async def main():
     await asyncio.gather(*(write(f"w-{i}") for i in range(16)))
 
 asyncio.run(main())
+"""
+
+
+FIRST_LOG = """
+INSERT INTO meta VALUES (1, 'id');
+INSERT INTO log_head VALUES (1, 3, 0);
+INSERT INTO aggregates VALUES ('task', 't-1', 1, 1, 0, '', '', 'gone', 7, 10, x'01');
+INSERT INTO aggregates VALUES ('task', 't-2', 1, 4, 1, '', '', 'gone', 1, 20, x'02');
+INSERT INTO aggregates VALUES ('project', 'p', 1, 0, 0, 'p', '', NULL, 0, 30, x'03');
+INSERT INTO events VALUES (1, 'task', 't-1', 1, '', x'EVENT'), (2, 'task', 't-2', 1, '', x'EVENT');
+INSERT INTO events VALUES (3, 'project', 'p', 1, 'p', x'EVENT');
+INSERT INTO replicas VALUES ('gone', 5);
 """
 
 
@@ -91,10 +103,11 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
 async def test_reopening_goes_on_where_the_log_ended(tmp_path: Path) -> None:
     for turn in range(3):
         store = SqliteStore(tmp_path / "log.db")
-        outcome = await store.append(an_append(f"t-{turn}", count=2, request=a_key(f"r-{turn}")))
+        outcome = await store.append(an_append(f"t-{turn}", count=2, request=a_key(f"r-{turn}", covers=2)))
         assert outcome == Appended(2 * turn + 2, 2)
         assert await store.answer("r-0") == Answer(b"body", 2, b"first answer")
-        assert list(await store.claim("me")) == [f"t-{i}" for i in range(turn + 1)]
+        # Who owned them went with the process: nobody has to wait for a lease to run out.
+        assert list(await store.claim(f"run-{turn}", LONG, 9)) == [f"t-{i}" for i in range(turn + 1)]
         await store.close()
     assert not (tmp_path / "log.db-wal").exists()  # folded into the file: it can be copied now
 
@@ -138,16 +151,44 @@ def test_a_store_that_cannot_be_opened_is_refused_with_one_sentence(tmp_path: Pa
     assert (tmp_path / "file").read_text() == "a file"
 
 
-async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+def write(path: Path, sql: str) -> None:
+    with contextlib.closing(apsw.Connection(str(path))) as other:
+        other.execute(sql)
+        other.pragma("wal_checkpoint(TRUNCATE)")
+
+
+async def test_a_schema_for_newer_conductors_only_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     await SqliteStore(path).close()
-    with contextlib.closing(apsw.Connection(str(path))) as other:
-        other.execute("UPDATE meta SET schema_version = 99")
-        other.pragma("wal_checkpoint(TRUNCATE)")
+    write(path, "UPDATE meta SET schema_version = 99, oldest = 98")
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match=r"schema 99.*upgrade"):
+    with pytest.raises(ConfigError, match=r"schema 99.*knows schema 98.*upgrade"):
         SqliteStore(path)
     assert path.read_bytes() == before
+
+
+async def test_a_newer_schema_that_this_conductor_can_live_with_is_used_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await SqliteStore(path).close()
+    write(path, "UPDATE meta SET schema_version = 99; ALTER TABLE events ADD COLUMN later TEXT")
+    store = SqliteStore(path)
+    assert await store.append(an_append()) == Appended(1, 1)
+    assert store._connection.execute("SELECT schema_version FROM meta").fetchall() == [(99,)]
+    await store.close()
+
+
+async def test_a_file_of_the_first_schema_is_brought_up_to_date_with_all_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    event = an_append(count=1).events[0].SerializeToString().hex()
+    write(path, migrations.files("sqlite")[0].read_text() + FIRST_LOG.replace("EVENT", event))
+    store = SqliteStore(path)
+    assert [row.id for row in await store.list(Listing("task"))] == ["t-2", "t-1"]
+    assert await store.ended_before(0) == 20 and len(await log_of(store)) == 3
+    assert list(await store.claim("me", LONG, 9)) == ["t-1"]
+    assert (await store.stream(("task", "t-1"))).epoch == 8
+    assert await store.prune(21, 9) == 1 and await store.bounds() == (2, 3)
+    await store.close()
+    assert await SqliteStore(path).close() is None
 
 
 @pytest.fixture
@@ -210,7 +251,7 @@ async def test_a_file_locked_for_too_long_refuses_and_serves_again(
     with contextlib.closing(apsw.Connection(str(tmp_path / "log.db"))) as other:
         other.execute("BEGIN IMMEDIATE")
         before = await picture(store)
-        for write in (store.append(an_append("t-2")), store.claim("other")):
+        for write in (store.append(an_append("t-2")), store.claim("other", LONG, 9)):
             with pytest.raises(StoreUnavailable) as refused:
                 await write
             assert refused.value.error.metadata["cause"] == "BusyError"

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 MAX_PORT = 65535
+URLS = ("postgresql:", "postgres:")  # how the URL of a PostgreSQL database begins
+_URL = re.compile("(?<=://).*|(?<=^postgres:).*|(?<=^postgresql:).*", re.DOTALL)
 _WHOLE = re.compile("[0-9]{1,18}")  # str.isdigit knows digits that int refuses
 
 
@@ -53,10 +55,28 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _pause(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
+
+
+def _unless_empty(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads a limit that need not be set: empty means None."""
+    return lambda text: parse(text) if text else None
+
+
 def _path(text: str) -> Path:
     if not text:
         raise ValueError("a path")
     return Path(text).absolute()
+
+
+def _store(text: str) -> str | Path:
+    """A PostgreSQL URL stays text, for its driver to read; all else is the path of a SQLite file."""
+    if "://" not in text and not text.startswith(URLS):
+        return _path(text)
+    if not text.startswith(tuple(f"{scheme}//" for scheme in URLS)) or any(c.isspace() for c in text):
+        raise ValueError("a path, or postgresql://user:password@host:port/database")
+    return text
 
 
 def _scratch(text: str) -> Path:
@@ -85,15 +105,20 @@ class ConductorSettings:
     """Settings of the Conductor service."""
 
     listen: str = _setting(_address, "127.0.0.1:50051")
-    store: Path = _setting(_path, "var/conductor.db")  # the SQLite file
+    store: str | Path = _setting(_store, "var/conductor.db")  # the SQLite file, or the URL of a PostgreSQL database
     researcher: str = _setting(_target, "127.0.0.1:50052")
     terminal: str = _setting(_target, "127.0.0.1:50053")
     report_writer: str = _setting(_target, "127.0.0.1:50054")
     instance: str = _setting(_name, f"{socket.gethostname()}-{os.getpid()}")  # name of this replica in events
+    lease: float = _setting(_seconds, "5")  # seconds after which a silent replica's tasks are taken over
     max_in_flight: int = _setting(_positive, "64")  # tasks with a worker called, at once
     max_queued: int = _setting(_positive, "10000")  # tasks accepted and waiting for a slot
+    max_calls: int = _setting(_positive, "8000")  # calls answered at once, those that wait for a task's end included
     max_streams: int = _setting(_positive, "4000")  # open event streams
     heartbeat: float = _setting(_seconds, "15")  # seconds of quiet before a checkpoint goes out
+    keep_for: float | None = _setting(_unless_empty(_seconds), "")  # seconds an ended task is kept; None: for ever
+    keep_tasks: int | None = _setting(_unless_empty(_positive), "")  # ended tasks kept at most; None: all
+    drain: float = _setting(_pause, "0")  # seconds a stop goes on serving while the edge looks for other replicas
     grace: float = _setting(_seconds, "10")  # seconds a stop waits for calls under way
 
 
@@ -108,6 +133,7 @@ class ResearcherSettings:
     max_file_bytes: int = _setting(_positive, str(16 * MIB))
     max_bytes: int = _setting(_positive, str(256 * MIB))
     wall_time: float = _setting(_seconds, "60")  # when the request names none
+    max_calls: int = _setting(_positive, "256")  # answered at once
     grace: float = _setting(_seconds, "10")
 
 
@@ -142,6 +168,7 @@ class ReportWriterSettings:
     listen: str = _setting(_address, "127.0.0.1:50054")
     root: Path = _setting(_path, "reports")
     max_bytes: int = _setting(_positive, str(8 * MIB))
+    max_calls: int = _setting(_positive, "256")  # answered at once
     grace: float = _setting(_seconds, "10")
 
 
@@ -165,5 +192,6 @@ def load(settings: type[Settings], environ: Mapping[str, str] | None = None) -> 
         try:
             values[item.name] = item.metadata["parse"](text)
         except ValueError as expected:
-            raise ConfigError(f"{name}={text!r} cannot be used: give {expected}.") from None
+            shown = _URL.sub("…", text)  # it may hold a password
+            raise ConfigError(f"{name}={shown!r} cannot be used: give {expected}.") from None
     return settings(**values)

@@ -30,12 +30,17 @@ class StoreUnavailable(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """An idempotency key, and the answer a repeat shall get."""
+    """An idempotency key, and the answer a repeat shall get.
+
+    Attributes:
+        covers: how many events of the append the answer includes; the answer's position is that of the last of them.
+    """
 
     key: str
     fingerprint: bytes
     response: bytes
     expires_at: int
+    covers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The row that shows a task or project after the events appended with it."""
+    """The row that shows a task or project after the events appended with it.
+
+    Attributes:
+        ended_at: nanoseconds since the epoch when nothing will happen to it any more; None until then.
+    """
 
     status: int
-    finished: bool
+    ended_at: int | None
     project_id: str
     desktop_id: str
     created_at: int
@@ -92,15 +101,17 @@ class Conflict:
 
 
 Outcome: TypeAlias = Appended | Conflict | Answer
+Listener: TypeAlias = Callable[[Sequence[event_pb2.Event]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """All events of one task or project, with its version and fencing token."""
+    """All events of one task or project, with its version, its fencing token, and the replica that works on it."""
 
     events: Sequence[event_pb2.Event]
     version: int
     epoch: int
+    owner: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +126,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events after a cursor. Everything that matches through position `through` is in it."""
+    """Events after a cursor. Everything that matches through position `through` is in it.
+
+    Events at or below position `low` may be missing: they were pruned.
+    """
 
     events: Sequence[event_pb2.Event]
     through: int
+    low: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +149,15 @@ class Listing:
 
 
 class Store(Protocol):
-    """The log. Every method raises StoreUnavailable when the engine cannot serve it."""
+    """The log. Every method raises StoreUnavailable when the engine cannot serve it.
+
+    Attributes:
+        exclusive: whether no other process can write, so that a lease never runs out.
+        log_id: tells this log's positions from another's.
+    """
+
+    exclusive: bool
+    log_id: str
 
     async def append(self, append: Append) -> Outcome:
         """Makes an append durable, or changes nothing and says why not."""
@@ -154,17 +177,46 @@ class Store(Protocol):
     async def read(self, after: int, limit: int, key: Key | None = None) -> Page:
         """Returns events behind a position: all, those of a task, or those of a project and its tasks.
 
+        A task's events are all there as long as the task is, also below `low`.
+
         At most `limit`, and fewer when they are large; a page that is not at the log's end is never empty.
         """
 
     async def bounds(self) -> tuple[int, int]:
         """Returns (low, head): the log holds the events at positions low < pos <= head."""
 
-    async def claim(self, owner: str) -> Sequence[str]:
-        """Takes over every unfinished task: sets its owner, bumps its epoch. Returns their ids, oldest first."""
+    async def join(self, replica: str) -> None:
+        """Registers a replica under a name nobody ever had; its lease begins."""
 
-    def on_commit(self, listener: Callable[[], None]) -> None:
-        """Calls the listener in the event loop after every transaction that appended events."""
+    async def beat(self, replica: str) -> bool:
+        """Renews a replica's lease. False: it was given up for dead, and must join again under a new name."""
+
+    async def replicas(self) -> Sequence[str]:
+        """Returns the names of all that joined and neither left nor were given up."""
+
+    async def claim(self, replica: str, lease: float, limit: int) -> Sequence[str]:
+        """Takes over unfinished tasks whose owner left or has not renewed its lease for `lease` seconds.
+
+        Sets their owner, bumps their epoch. Returns the ids of at most `limit`, oldest first.
+        """
+
+    async def leave(self, replica: str) -> None:
+        """Hands back all that the replica owns, at once; other replicas hear of it. An unknown name is ignored."""
+
+    async def ended_before(self, newest: int) -> int:
+        """Returns when the task ended behind which `newest` younger ended tasks stand, in nanoseconds; 0: none did."""
+
+    async def prune(self, ended_before: int, limit: int) -> int:
+        """Removes tasks that ended before a time (nanoseconds), oldest first, with all their events.
+
+        At most `limit` in one transaction; `low` rises to the newest position removed. Returns how many.
+        """
+
+    def on_commit(self, listener: Listener) -> None:
+        """Calls the listener in the event loop after every transaction, with the events it appended.
+
+        They carry their positions, which follow each other; none are given when another process wrote: read the log.
+        """
 
     async def close(self) -> None:
         """Ends all work. Appends under way are finished first."""
@@ -177,13 +229,12 @@ class GroupCommit:
     nobody.
 
     Args:
-        commit: makes a batch durable and returns one outcome each. No two appends of a batch are for the same key.
-        committed: called after each batch in which something was appended.
+        commit: makes a batch durable and returns one outcome each. No two appends of a batch are for the same key or
+            carry the same request key, so that an engine may do it in one statement.
+        committed: called after each batch, with the events appended, in order, at the positions they got.
     """
 
-    def __init__(
-        self, commit: Callable[[Sequence[Append]], Awaitable[Sequence[Outcome]]], committed: Callable[[], None]
-    ) -> None:
+    def __init__(self, commit: Callable[[Sequence[Append]], Awaitable[Sequence[Outcome]]], committed: Listener) -> None:
         self._commit = commit
         self._committed = committed
         self._waiting: list[tuple[Append, asyncio.Future[Outcome]]] = []
@@ -195,8 +246,7 @@ class GroupCommit:
         self._waiting.append((append, future))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
-        # The commit is not the caller's alone: a caller that goes away must not tear down the others'.
-        return await asyncio.shield(future)
+        return await future
 
     async def close(self) -> None:
         """Waits for everything that was handed in."""
@@ -210,25 +260,46 @@ class GroupCommit:
                 outcomes = await self._commit([append for append, _ in batch])
             except Exception as error:  # whatever it is, nobody may wait for ever, and the next batch must go on
                 for _, future in batch:
-                    future.set_exception(error)
+                    if not future.done():
+                        future.set_exception(error)
                 continue
-            if any(isinstance(outcome, Appended) for outcome in outcomes):
-                self._committed()
             for (_, future), outcome in zip(batch, outcomes, strict=True):
-                future.set_result(outcome)
+                if not future.done():  # its caller may have gone away
+                    future.set_result(outcome)
+            self._tell(batch, outcomes)
         self._writer = None
 
+    def _tell(self, batch: Sequence[tuple[Append, asyncio.Future[Outcome]]], outcomes: Sequence[Outcome]) -> None:
+        """Gives the events their positions, now that these are durable, and hands them to the listener."""
+        appended = [
+            (outcome, append)
+            for (append, _), outcome in zip(batch, outcomes, strict=True)
+            if isinstance(outcome, Appended)
+        ]
+        appended.sort(key=lambda pair: pair[0].pos)
+        events: list[event_pb2.Event] = []
+        for outcome, append in appended:
+            first = outcome.pos - len(append.events)
+            for i, event in enumerate(append.events, 1):
+                event.sequence, event.stream_sequence = first + i, append.version + i
+                events.append(event)
+        if events:
+            self._committed(events)
+
     def _take(self) -> list[tuple[Append, asyncio.Future[Outcome]]]:
-        """Takes the next batch: in order, and each key once, so that an engine may do it in one statement."""
+        """Takes the next batch: in order, and each key and each request key once."""
         batch: list[tuple[Append, asyncio.Future[Outcome]]] = []
         rest: list[tuple[Append, asyncio.Future[Outcome]]] = []
-        keys: set[Key] = set()
+        keys: set[Key | str] = set()
         for item in self._waiting:
-            key = item[0].key
-            if len(batch) < MAX_BATCH and key not in keys:
+            append = item[0]
+            request = append.request.key if append.request is not None else None
+            if len(batch) < MAX_BATCH and append.key not in keys and (request is None or request not in keys):
                 batch.append(item)
             else:
                 rest.append(item)
-            keys.add(key)
+            keys.add(append.key)
+            if request is not None:
+                keys.add(request)
         self._waiting = rest
         return batch

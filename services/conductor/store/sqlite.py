@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import apsw
 import uuid_utils
 from conductor.v1 import event_pb2
 
 from services.common.config import ConfigError
+from services.conductor.store import migrations
+from services.conductor.store import sqlite_queries as queries
 from services.conductor.store.base import (
     Answer,
     Append,
@@ -26,6 +28,7 @@ from services.conductor.store.base import (
     Conflict,
     GroupCommit,
     Key,
+    Listener,
     Listing,
     Outcome,
     Page,
@@ -35,11 +38,10 @@ from services.conductor.store.base import (
     StoreUnavailable,
     Stream,
 )
+from services.conductor.store.beats import Beats
 
-SCHEMA = Path(__file__).parent / "schema" / "sqlite"
 BUSY_MS = 5000
 READERS = 2  # threads that read rows; writing and reading pages of events have one each
-PAGE_BYTES = 1024 * 1024  # of events in one page, whatever their number
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",  # NORMAL loses acknowledged commits at a power cut
@@ -51,9 +53,6 @@ PRAGMAS = (
 )
 WRITER_PRAGMAS = ("wal_autocheckpoint=4000",)
 READER_PRAGMAS = ("query_only=ON", "wal_autocheckpoint=0")
-
-# One statement is one snapshot, so the rows are current through that head.
-SHOWN = "SELECT id, created_at, state, (SELECT pos FROM log_head) FROM aggregates"
 
 T = TypeVar("T")
 
@@ -68,19 +67,23 @@ class SqliteStore(Store):
         ConfigError: the file cannot be used, or another process uses it.
     """
 
+    exclusive = True
+
     def __init__(self, path: Path) -> None:
-        self._lock = _lock(path)
+        self._lock = lock_file(path)
         self._path = path
         self._writing = ThreadPoolExecutor(1, "store-writer")
         self._reading = ThreadPoolExecutor(READERS, "store-reader")
         self._paging = ThreadPoolExecutor(1, "store-pager")
         self._readers = threading.local()
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Listener] = []
+        self._beats = Beats()
         self._group = GroupCommit(self._commit_in_thread, self._ring)
         try:
             self._connection = _open(path, WRITER_PRAGMAS)
             _migrate(self._connection)
-            self._head: int = _one(self._connection, "SELECT pos FROM log_head")
+            self._head: int = queries.one(self._connection, "SELECT pos FROM log_head")
+            self.log_id: str = queries.one(self._connection, "SELECT store_id FROM meta")
         except BaseException as error:
             self._abandon()
             if isinstance(error, apsw.Error):
@@ -101,8 +104,32 @@ class SqliteStore(Store):
     async def append(self, append: Append) -> Outcome:
         return await self._group.append(append)
 
-    async def claim(self, owner: str) -> Sequence[str]:
-        return await self._run(self._writing, lambda: self._claim(owner))
+    async def join(self, replica: str) -> None:
+        self._beats.join(replica)
+
+    async def beat(self, replica: str) -> bool:
+        return self._beats.beat(replica)
+
+    async def replicas(self) -> Sequence[str]:
+        return self._beats.names()
+
+    async def claim(self, replica: str, lease: float, limit: int) -> Sequence[str]:
+        alive = self._beats.alive(lease)
+        return await self._run(self._writing, lambda: self._claim(replica, alive, limit))
+
+    async def leave(self, replica: str) -> None:
+        self._beats.leave(replica)
+
+    async def ended_before(self, newest: int) -> int:
+        sql = (
+            "SELECT ended_at FROM aggregates WHERE ended_at IS NOT NULL"
+            " ORDER BY ended_at DESC, id DESC LIMIT 1 OFFSET ?"
+        )
+        found = await self._read(lambda db: queries.fetch(db, sql, (newest,)), self._paging)
+        return found[0][0] if found else 0
+
+    async def prune(self, ended_before: int, limit: int) -> int:
+        return await self._run(self._writing, lambda: self._prune(ended_before, limit))
 
     async def close(self) -> None:
         await self._group.close()
@@ -136,22 +163,22 @@ class SqliteStore(Store):
     def _append(self, cursor: apsw.Cursor, append: Append) -> Outcome:
         """Everything is checked before the first write, so that one refused append leaves the batch whole."""
         if append.request is not None:
-            earlier = _answer(self._connection, append.request.key)
+            earlier = queries.answer(self._connection, append.request.key)
             if earlier is not None:
                 return earlier
         kind, name = append.key
         pos, version = self._head + len(append.events), append.version + len(append.events)
         view = append.view
-        shown = (version, view.status, view.finished, view.state)
+        shown = (version, view.status, view.ended_at, view.state)
         if append.version == 0:
             cursor.execute(
-                "INSERT INTO aggregates(version, status, finished, state, kind, id, project_id, desktop_id,"
+                "INSERT INTO aggregates(version, status, ended_at, state, kind, id, project_id, desktop_id,"
                 " owner, epoch, created_at) VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
                 (*shown, kind, name, view.project_id, view.desktop_id, append.owner, append.epoch, view.created_at),
             )
         else:
             cursor.execute(
-                "UPDATE aggregates SET version=?, status=?, finished=?, state=?"
+                "UPDATE aggregates SET version=?, status=?, ended_at=?, state=?"
                 " WHERE kind=? AND id=? AND version=? AND epoch=?",
                 (*shown, kind, name, append.version, append.epoch),
             )
@@ -165,50 +192,65 @@ class SqliteStore(Store):
             ],
         )
         if append.request is not None:
-            _remember(cursor, append.request, pos)
+            _remember(cursor, append.request, self._head + append.request.covers)
         self._head = pos
         return Appended(pos, version)
 
-    def _claim(self, owner: str) -> Sequence[str]:
-        now = time.time_ns()
+    def _claim(self, replica: str, alive: Sequence[str], limit: int) -> Sequence[str]:
+        others = ",".join("?" * len(alive))
         with self._connection:
-            cursor = self._connection.cursor()
-            cursor.execute("INSERT OR REPLACE INTO replicas(id, beat_at) VALUES (?, ?)", (owner, now))
-            sql = "UPDATE aggregates SET owner = ?, epoch = epoch + 1 WHERE kind = 'task' AND finished = 0 RETURNING id"
-            rows = _all(self._connection, sql, (owner,))
+            sql = (
+                "UPDATE aggregates SET owner = ?, epoch = epoch + 1 WHERE kind = 'task' AND id IN"  # noqa: S608
+                " (SELECT id FROM aggregates INDEXED BY aggregates_open WHERE kind = 'task' AND ended_at IS NULL"
+                f" AND (owner IS NULL OR owner NOT IN ({others})) ORDER BY id LIMIT ?) RETURNING id"
+            )
+            rows = queries.fetch(self._connection, sql, (replica, *alive, limit))
         return sorted(row[0] for row in rows)
+
+    def _prune(self, ended_before: int, limit: int) -> int:
+        with self._connection:
+            sql = "SELECT kind, id FROM aggregates WHERE ended_at < ? ORDER BY ended_at, id LIMIT ?"
+            doomed = queries.fetch(self._connection, sql, (ended_before, limit))
+            low = 0
+            for key in doomed:
+                sql = "DELETE FROM events WHERE kind = ? AND id = ? RETURNING pos"
+                low = max(low, *(row[0] for row in queries.fetch(self._connection, sql, key)))
+                self._connection.execute("DELETE FROM aggregates WHERE kind = ? AND id = ?", key)
+            if doomed:
+                self._connection.execute("UPDATE log_head SET low = max(low, ?)", (low,))
+        return len(doomed)
 
     # ---- reading ----
 
     async def stream(self, key: Key) -> Stream:
-        return await self._read(lambda db: _stream(db, key))
+        return await self._read(lambda db: queries.stream(db, key))
 
     async def row(self, key: Key) -> Row | None:
-        sql = f"{SHOWN} WHERE kind = ? AND id = ?"
-        found = await self._read(lambda db: _all(db, sql, key))
+        sql = f"{queries.SHOWN} WHERE kind = ? AND id = ?"
+        found = await self._read(lambda db: queries.fetch(db, sql, key))
         return Row(*found[0]) if found else None
 
     async def list(self, listing: Listing) -> Sequence[Row]:
-        sql, values = _listing(listing)
-        return [Row(*found) for found in await self._read(lambda db: _all(db, sql, values))]
+        sql, values = queries.listing(listing)
+        return [Row(*found) for found in await self._read(lambda db: queries.fetch(db, sql, values))]
 
     async def answer(self, request_key: str) -> Answer | None:
-        return await self._read(lambda db: _answer(db, request_key))
+        return await self._read(lambda db: queries.answer(db, request_key))
 
     async def read(self, after: int, limit: int, key: Key | None = None) -> Page:
         # On a thread of its own: somebody's replay must not keep everybody's small reads waiting.
-        return await self._read(lambda db: _page(db, after, limit, key), self._paging)
+        return await self._read(lambda db: queries.page(db, after, limit, key), self._paging)
 
     async def bounds(self) -> tuple[int, int]:
-        low, head = (await self._read(lambda db: _all(db, "SELECT low, pos FROM log_head")))[0]
+        low, head = (await self._read(lambda db: queries.fetch(db, "SELECT low, pos FROM log_head")))[0]
         return low, head
 
-    def on_commit(self, listener: Callable[[], None]) -> None:
+    def on_commit(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
-    def _ring(self) -> None:
+    def _ring(self, events: Sequence[event_pb2.Event]) -> None:
         for listener in self._listeners:
-            listener()
+            listener(events)
 
     async def _read(self, query: Callable[[apsw.Connection], T], executor: ThreadPoolExecutor | None = None) -> T:
         def work() -> T:
@@ -225,8 +267,11 @@ class SqliteStore(Store):
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
-def _lock(path: Path) -> int:
-    """Takes the lock that makes this process the only one on the file. Returns its file descriptor."""
+def lock_file(path: Path) -> int:
+    """Takes the lock that makes this process the only one on the file.
+
+    Returns its file descriptor. Raises ConfigError when the file cannot be had.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -245,40 +290,23 @@ def _open(path: Path, pragmas: Sequence[str]) -> apsw.Connection:
     connection.set_busy_timeout(BUSY_MS)
     for pragma in (*PRAGMAS, *pragmas):
         connection.execute(f"PRAGMA {pragma}").fetchall()
-    if (_one(connection, "PRAGMA journal_mode"), _one(connection, "PRAGMA synchronous")) != ("wal", 2):
+    if (queries.one(connection, "PRAGMA journal_mode"), queries.one(connection, "PRAGMA synchronous")) != ("wal", 2):
         raise ConfigError(f"The file system of {path} does not support SQLite's WAL; use a local disk.")
     return connection
 
 
 def _migrate(connection: apsw.Connection) -> None:
     """Applies the numbered schema files that the database does not have yet, each in one transaction."""
-    known = _one(connection, "SELECT count(*) FROM sqlite_schema WHERE name = 'meta'")
-    version = _one(connection, "SELECT schema_version FROM meta") if known else 0
-    files = sorted(SCHEMA.glob("*.sql"))
-    if version > len(files):
-        raise ConfigError(f"The store has schema {version}, newer than this Conductor's {len(files)}; upgrade it.")
-    for number, file in enumerate(files[version:], version + 1):
+    columns = [row[0] for row in queries.fetch(connection, "SELECT name FROM pragma_table_info('meta')")]
+    version = queries.one(connection, "SELECT schema_version FROM meta") if columns else 0
+    oldest = queries.one(connection, "SELECT oldest FROM meta") if "oldest" in columns else version
+    for number, file in migrations.pending("sqlite", version, oldest):
         with connection:
             connection.execute(file.read_text())
             if number == 1:
                 connection.execute("INSERT INTO meta VALUES (1, ?)", (str(uuid_utils.uuid7()),))
                 connection.execute("INSERT INTO log_head VALUES (1, 0, 0)")
             connection.execute("UPDATE meta SET schema_version = ?", (number,))
-
-
-def _one(connection: apsw.Connection, sql: str) -> Any:
-    return _all(connection, sql)[0][0]
-
-
-def _all(connection: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-    """Returns all rows at once: a half-read cursor would keep the WAL from being reset."""
-    return connection.execute(sql, tuple(values)).fetchall()
-
-
-def _answer(connection: apsw.Connection, key: str) -> Answer | None:
-    sql = "SELECT fingerprint, pos, response FROM requests WHERE key = ? AND expires_at > ?"
-    found = _all(connection, sql, (key, time.time_ns()))
-    return Answer(*found[0]) if found else None
 
 
 def _remember(cursor: apsw.Cursor, request: RequestKey, pos: int) -> None:
@@ -288,57 +316,3 @@ def _remember(cursor: apsw.Cursor, request: RequestKey, pos: int) -> None:
     cursor.execute(
         "DELETE FROM requests WHERE key IN (SELECT key FROM requests WHERE expires_at < ? LIMIT 4)", (time.time_ns(),)
     )
-
-
-def _event(data: bytes, pos: int, seq: int) -> event_pb2.Event:
-    event = event_pb2.Event.FromString(data)
-    event.sequence, event.stream_sequence = pos, seq
-    return event
-
-
-def _stream(db: apsw.Connection, key: Key) -> Stream:
-    with db:  # one snapshot for both reads
-        head = _all(db, "SELECT version, epoch FROM aggregates WHERE kind = ? AND id = ?", key)
-        rows = _all(db, "SELECT data, pos, seq FROM events WHERE kind = ? AND id = ? ORDER BY seq", key)
-    version, epoch = head[0] if head else (0, 0)
-    return Stream([_event(*row) for row in rows], version, epoch)
-
-
-def _page(db: apsw.Connection, after: int, limit: int, key: Key | None) -> Page:
-    where = {None: "", "task": "kind = 'task' AND id = ? AND", "project": "project_id = ? AND"}[key[0] if key else None]
-    values = (*(key[1:] if key else ()), after, limit)
-    with db:  # one snapshot: the head must not be newer than the rows
-        head = _one(db, "SELECT pos FROM log_head")
-        sql = f"SELECT data, pos, seq FROM events WHERE {where} pos > ? ORDER BY pos LIMIT ?"  # noqa: S608  constants
-        rows, whole = _bounded(db, sql, values)
-    through = max(head, after) if whole and len(rows) < limit else rows[-1][1]
-    return Page([_event(*row) for row in rows], through)
-
-
-def _bounded(db: apsw.Connection, sql: str, values: Sequence[Any]) -> tuple[list[Any], bool]:
-    """Returns rows up to PAGE_BYTES of data, and whether those were all."""
-    rows: list[Any] = []
-    size = 0
-    cursor = db.cursor()
-    for row in cursor.execute(sql, tuple(values)):
-        rows.append(row)
-        size += len(row[0])
-        if size >= PAGE_BYTES:
-            break
-    cursor.close(True)  # a half-read cursor would keep the WAL from being reset
-    return rows, size < PAGE_BYTES
-
-
-def _listing(listing: Listing) -> tuple[str, tuple[Any, ...]]:
-    conditions: list[tuple[str, tuple[Any, ...]]] = [("kind = ?", (listing.kind,))]
-    if listing.status:
-        conditions.append(("status = ?", (listing.status,)))
-    if listing.project_id is not None:
-        conditions.append(("project_id = ? AND project_id <> ''", (listing.project_id,)))
-    if listing.desktop_id is not None:
-        conditions.append(("desktop_id = ? AND desktop_id <> ''", (listing.desktop_id,)))
-    if listing.before is not None:
-        conditions.append(("(created_at, id) < (?, ?)", listing.before))
-    where = " AND ".join(text for text, _ in conditions)
-    values = tuple(value for _, some in conditions for value in some)
-    return f"{SHOWN} WHERE {where} ORDER BY created_at DESC, id DESC LIMIT ?", (*values, listing.limit)
