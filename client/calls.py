@@ -69,6 +69,8 @@ class Connection:
                 for event in stream:
                     yield event
                     request.after_sequence = max(event.sequence, request.after_sequence)
+                    if event.log_id:
+                        request.log_id = event.log_id
                     pauses = _pauses(self._resume_for)
             except grpc.RpcError as error:
                 cut = from_rpc_error(error)

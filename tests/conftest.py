@@ -18,6 +18,7 @@ from services.common.server import Service, new_id
 from services.conductor.__main__ import FULL_NAME, MAX_REQUEST_BYTES
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
+from services.conductor.lease import Lease
 from services.conductor.router import GrpcRouter
 from services.conductor.state.task_state import TERMINAL
 from services.conductor.store.sqlite import SqliteStore
@@ -111,10 +112,11 @@ class Running:
     async def kill(self) -> None:
         """Ends everything at once, as a crash would; the store's file stays as the last commit left it."""
         self.actor._stopping = True
+        self.actor._lease.abandon()
         await self.tail.close()
         await self.router.close()
         await self.channel.close()
-        await self.service.server.stop(0)
+        await self.service.stop(0)
         await self.store.close()
 
 
@@ -124,13 +126,15 @@ async def start_conductor(path: Path, workers: Workers, **options: Any) -> Runni
     heartbeat, max_streams = options.pop("heartbeat", 30.0), options.pop("max_streams", 100)
     router = GrpcRouter(workers.targets())
     defaults = {"clock": time.time_ns, "new_id": new_id, "instance": "test", "max_in_flight": 64, "max_queued": 1000}
-    actor = Actor(store, router, **{**defaults, **options})
+    lease = Lease(store, options.pop("lease", 5.0), new_id, lambda _: False)
+    actor = Actor(store, router, lease, **{**defaults, **options})
     tail = Tail(store)
+    tail.on_read(actor.saw)
     await tail.start()
     service = Service("127.0.0.1:0", [FULL_NAME], MAX_REQUEST_BYTES)
     api = ConductorApi(actor, Views(store), Subscriptions(store, tail, heartbeat, max_streams), router)
     conductor_pb2_grpc.add_ConductorServicer_to_server(api, service.server)
-    await actor.recover()
+    await actor.start()
     await service.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{service.port}")
     return Running(store, actor, tail, router, service, channel, conductor_pb2_grpc.ConductorStub(channel))

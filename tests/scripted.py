@@ -1,7 +1,8 @@
 """A Conductor that follows a script, for tests of what stands in front of it or runs it.
 
 Run as `python -m tests.scripted SERVICE [stubborn | broken]` it stands in for any service: it serves health on the
-service's own address. A stubborn one ignores SIGTERM; a broken one ends at once with a sentence.
+service's own address, and says which objectives it was asked to execute. A stubborn one ignores SIGTERM; a broken one
+ends at once with a sentence. SIGTERM lets it drain as Conductor does.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, task_pb2
 from google.api import httpbody_pb2
@@ -26,8 +28,12 @@ MISSING = "missing"  # the task id that is not found
 
 @dataclass
 class Script(conductor_pb2_grpc.ConductorServicer):
-    """Records what it is asked. `release` lets the second half of a stream go; `ended` says that one was left."""
+    """Records what it is asked. `release` lets the second half of a stream go; `ended` says that one was left.
 
+    A task's correlation id is the script's name, so that a caller sees who answered.
+    """
+
+    name: str = ""
     requests: list[Message] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     remaining: list[float | None] = field(default_factory=list)
@@ -43,6 +49,8 @@ class Script(conductor_pb2_grpc.ConductorServicer):
         self, request: conductor_pb2.ExecuteRequest, context: Context
     ) -> conductor_pb2.ExecuteResponse:
         self._record(request, context)
+        if self.name:
+            sys.stderr.write(f"executes {request.objective}\n")
         if request.objective == "boom":
             raise RuntimeError("a secret")
         if request.objective == "wait":
@@ -55,7 +63,7 @@ class Script(conductor_pb2_grpc.ConductorServicer):
         self._record(request, context)
         if request.task_id == MISSING:
             raise Refusal(Reason.ERROR_REASON_TASK_NOT_FOUND, "There is no such task.", task_id=request.task_id)
-        return task_pb2.Task(task_id=request.task_id, status=task_pb2.TASK_STATUS_RUNNING)
+        return task_pb2.Task(task_id=request.task_id, status=task_pb2.TASK_STATUS_RUNNING, correlation_id=self.name)
 
     async def ListTasks(
         self, request: conductor_pb2.ListTasksRequest, context: Context
@@ -118,13 +126,16 @@ async def _stand_in(stop: asyncio.Event) -> None:
     name, *manners = sys.argv[1:]
     if "broken" in manners:
         raise ConfigError("The script says so.")
-    service = await serve_script(Script(), load(SETTINGS[name]).listen)
+    settings: Any = load(SETTINGS[name])
+    service = await serve_script(Script(name=getattr(settings, "instance", name)), settings.listen)
     sys.stderr.write(f"{name} serves as process {os.getpid()}\n")
     if "stubborn" in manners:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         await asyncio.Event().wait()
     await stop.wait()
     sys.stderr.write(f"{name} stops\n")
+    await service.drain()
+    await asyncio.sleep(getattr(settings, "drain", 0))
     await service.stop(0.5)
 
 

@@ -151,7 +151,8 @@ async def test_100_tasks_at_once_never_exceed_4_calls_and_all_complete(tmp_path:
     assert most == 4
     started = [event.task_id for event in await running.events() if event.type == "conductor.task.started"]
     routed = [event.task_id for event in await running.events() if event.task_progress.HasField("route")]
-    assert routed == started  # in the order they came
+    # In the order they came; those that have a slot at the same time may pass each other.
+    assert all(abs(routed.index(task_id) - place) < 4 for place, task_id in enumerate(started))
     await running.kill()
 
 

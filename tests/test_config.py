@@ -34,6 +34,12 @@ SECONDS = (["", "0", "-1", "soon", "nan", "inf", "-inf", "1e999"], "seconds abov
 ADDRESSES = (["", "50051", ":50051", "localhost", "localhost:", "localhost:http", "h:65536", "h:-1"], "host:port")
 TARGETS = (["", " ", "a b:1", "a:1\n"], "gRPC target")
 PATHS = ([""], "a path")
+# Empty means that everything is kept, and 0 that nothing is waited for.
+OTHERS = {
+    "CONDUCTOR_DRAIN": ([bad for bad in SECONDS[0] if bad != "0"], SECONDS[1]),
+    "CONDUCTOR_KEEP_FOR": (SECONDS[0][1:], SECONDS[1]),
+    "CONDUCTOR_KEEP_TASKS": (NUMBERS[0][1:], NUMBERS[1]),
+}
 FREE_TEXT = {"CONDUCTOR_INSTANCE", "RESEARCHER_ROOTS", "TERMINAL_WORKSPACES"}
 
 
@@ -42,6 +48,8 @@ def expected(name: str, value: Any) -> tuple[list[str], str]:
         return ADDRESSES
     if name in ("CONDUCTOR_RESEARCHER", "CONDUCTOR_TERMINAL", "CONDUCTOR_REPORT_WRITER"):
         return TARGETS
+    if name in OTHERS:
+        return OTHERS[name]
     return {int: NUMBERS, float: SECONDS}.get(type(value), PATHS)
 
 
@@ -98,6 +106,29 @@ def test_every_variable_is_read_under_its_documented_name() -> None:
     assert load(ConductorSettings, {"RESEARCHER_LISTEN": "h:1"}) == load(ConductorSettings, {})  # not another's
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@db:5432/conductor",
+        "postgres://db/conductor",
+        "postgresql://me@one:1,two:2/conductor?target_session_attrs=primary",
+        "postgresql:///conductor?host=/run/postgresql",
+    ],
+)
+def test_a_store_is_the_url_of_a_database_or_the_path_of_a_file(url: str) -> None:
+    assert load(ConductorSettings, {"CONDUCTOR_STORE": url}).store == url
+    assert load(ConductorSettings, {"CONDUCTOR_STORE": "a:b.db"}).store == Path.cwd() / "a:b.db"
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://me:secret@db/x", "postgresql:me:secret@db/x", "postgres://me:se cret@db/x", "POSTGRESQL://secret"]
+)
+def test_another_url_is_refused_and_its_password_is_not_told(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"CONDUCTOR_STORE.*postgresql://user:password@host:port/database") as refused:
+        load(ConductorSettings, {"CONDUCTOR_STORE": url})
+    assert "cret" not in str(refused.value)
+
+
 def test_roots_are_a_list_of_absolute_folders() -> None:
     assert load(ResearcherSettings, {"RESEARCHER_ROOTS": "/a:b::/c/"}).roots == (
         Path("/a"),
@@ -105,6 +136,14 @@ def test_roots_are_a_list_of_absolute_folders() -> None:
         Path("/c"),
     )
     assert load(ResearcherSettings, {"RESEARCHER_ROOTS": ""}).roots == ()
+
+
+def test_everything_is_kept_unless_a_limit_is_named() -> None:
+    for environ in ({}, {"CONDUCTOR_KEEP_FOR": "", "CONDUCTOR_KEEP_TASKS": ""}):
+        values = load(ConductorSettings, environ)
+        assert (values.keep_for, values.keep_tasks) == (None, None)
+    values = load(ConductorSettings, {"CONDUCTOR_KEEP_FOR": "2592000", "CONDUCTOR_KEEP_TASKS": "100000"})
+    assert (values.keep_for, values.keep_tasks) == (2592000.0, 100000)
 
 
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,11 +48,12 @@ def attempt(machine: Any, state: Any, command: Any, given: Given) -> Outcome:
         return Outcome(state, error=refusal.error)
     assert (frozen(state), frozen(command)) == (before, asked)
     for event in decision.events:
-        event.occurred_at.FromNanoseconds(given.at)
+        assert event.occurred_at.ToNanoseconds() == given.at
         before, told = frozen(state), frozen(event)
         after = machine.evolve(state, event)
         assert (frozen(state), frozen(event)) == (before, told)
         state = after
+    assert not decision.events or frozen(decision.after) == frozen(state)
     return Outcome(state, decision.events, decision.effects)
 
 

@@ -8,6 +8,7 @@ from conductor.v1 import conductor_pb2, error_pb2, event_pb2, researcher_pb2, ta
 from google.protobuf import duration_pb2
 
 from services.common.errors import Reason, typed
+from services.conductor.machines import MACHINES
 from services.conductor.protocol import (
     SECOND,
     Answered,
@@ -22,7 +23,7 @@ from services.conductor.protocol import (
     Resume,
     Submit,
 )
-from services.conductor.state import task, task_state
+from services.conductor.state import task_state
 from tests.conftest import MARKDOWN
 from tests.fakes import finding
 from tests.test_state import T0, Outcome, attempt, frozen
@@ -69,7 +70,7 @@ class Run:
 
     def tell(self, command: Any) -> Outcome:
         given = Given(T0 * SECOND + int(self.at * SECOND), f"id-{next(self.ids)}", "corr-1")
-        outcome = attempt(task, self.state, command, given)
+        outcome = attempt(MACHINES["task"], self.state, command, given)
         self.state, self.last = outcome.state, list(outcome.effects)
         self.log += outcome.events
         self.effects += outcome.effects

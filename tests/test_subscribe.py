@@ -186,7 +186,7 @@ async def test_alive_with_checkpoints_that_can_be_resumed_from(start: Start) -> 
     for call in calls:
         for _ in range(3):
             checkpoint = await asyncio.wait_for(call.read(), 2)
-            assert checkpoint == event_pb2.Event(type=CHECKPOINT, sequence=7)
+            assert checkpoint == event_pb2.Event(type=CHECKPOINT, sequence=7, log_id=running.store.log_id)
     await running.execute(project_id="quiet")
     for call in (calls[1], subscribe(running, after_sequence=7, project_id="quiet")):
         assert (await take(call, 1))[0].sequence == 8
@@ -257,7 +257,8 @@ async def test_a_filter_lets_nothing_else_through(start: Start) -> None:
     running = await start(heartbeat=0.2)
     await fill(running, 3000)
     call = subscribe(running, after_sequence=0, types=["PLAN_APPROVED"], task_id=None)
-    assert await asyncio.wait_for(call.read(), 5) == event_pb2.Event(type=CHECKPOINT, sequence=3000)
+    checkpoint = event_pb2.Event(type=CHECKPOINT, sequence=3000, log_id=running.store.log_id)
+    assert await asyncio.wait_for(call.read(), 5) == checkpoint
 
 
 # ---- many, slow and dead subscribers ----
@@ -306,6 +307,9 @@ async def test_a_log_that_could_not_be_read_for_a_while_leaves_no_hole(start: St
     class Blind(Gate):
         blind = False
 
+        def on_commit(self, listener: Any) -> None:
+            self._real.on_commit(lambda _: listener(()))  # as if another process had written: it has to be read
+
         async def read(self, *args: Any) -> Any:
             self.refused += self.blind
             if self.blind:
@@ -321,3 +325,15 @@ async def test_a_log_that_could_not_be_read_for_a_while_leaves_no_hole(start: St
     running.store.blind = False
     await running.ended(task_id)
     assert sequences(await take(call, 14, 5)) == list(range(1, 15))
+
+
+async def test_a_cursor_of_another_log_is_refused_where_it_is_told(start: Start) -> None:
+    running = await start(heartbeat=0.1)
+    await running.ended((await running.execute()).task_id)
+    call = subscribe(running, after_sequence=0)
+    while not (told := await call.read()).log_id:
+        pass
+    assert told.type == CHECKPOINT and told.log_id == running.store.log_id
+    assert len(await take(subscribe(running, after_sequence=3, log_id=told.log_id), 4)) == 4
+    out = grpc.StatusCode.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_OUT_OF_RANGE
+    assert await refusal_of(subscribe(running, after_sequence=3, log_id="another")) == out

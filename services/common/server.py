@@ -2,12 +2,13 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import grpc
 import protovalidate
@@ -26,7 +27,9 @@ from services.common.status import to_status
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_CALLS = 8192  # of a service that bounds its own work
 MAX_METADATA_BYTES = 128 * 1024
+GC_THRESHOLD = 20_000  # new objects before a collection: what a few hundred calls under way are made of
 CORRELATION_HEADER = "x-correlation-id"
 CORRELATION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 # A port already served by another process must be an error, not a share of its traffic.
@@ -84,31 +87,36 @@ def _field_name(violation: Any) -> str:
     return ".".join(parts)
 
 
-class Boundary(grpc.aio.ServerInterceptor):
+class Boundary:
     """Stands between the wire and every servicer: sets the correlation id, validates, and maps what is raised.
 
     A Refusal becomes its status; anything else becomes INTERNAL with no text of the exception, which goes to the log
-    under the correlation id. Health and reflection pass untouched.
+    under the correlation id. Servicers are registered here instead of at the server, so that each method is wrapped
+    once; an interceptor would do it at every call.
     """
 
-    def __init__(self, max_request_bytes: int) -> None:
+    def __init__(self, server: grpc.aio.Server, max_request_bytes: int, max_calls: int) -> None:
+        self._server = server
         self._max_request_bytes = max_request_bytes
+        self._unary = _Limit(max_calls)
+        self._streams = _Limit(max_calls)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith("/grpc."):
-            return handler
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Is called by the generated add_…_to_server with a service's methods."""
+        self._server.add_generic_rpc_handlers([_Wrapped(handler, self._wrap) for handler in handlers])
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Is called by the generated code too; the server has no use for it (grpc.aio.Server)."""
+
+    def _wrap(self, handler: Any) -> Any:
         codec = {
             "request_deserializer": _decoder(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream, self._enter), **codec)
-        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, self._enter), **codec)
+            streaming = _streaming(handler.unary_stream, self._enter, self._streams)
+            return grpc.unary_stream_rpc_method_handler(streaming, **codec)
+        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, self._enter, self._unary), **codec)
 
     def _enter(self, request: Message | None, context: Context) -> None:
         given = getattr(request, "correlation_id", "")
@@ -121,6 +129,24 @@ class Boundary(grpc.aio.ServerInterceptor):
         validate(request)
         if request.ByteSize() > self._max_request_bytes:
             raise _invalid(f"must be at most {self._max_request_bytes} bytes")
+
+
+class _Wrapped(grpc.GenericRpcHandler):
+    """A service whose every method was wrapped at its first call."""
+
+    def __init__(self, inner: grpc.GenericRpcHandler, wrap: Callable[[Any], Any]) -> None:
+        self._inner = inner
+        self._wrap = wrap
+        self._known: dict[str, Any] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = self._known.get(handler_call_details.method)
+        if handler is None:
+            inner = self._inner.service(handler_call_details)
+            if inner is None:
+                return None
+            handler = self._known[handler_call_details.method] = self._wrap(inner)
+        return handler
 
 
 def _invalid(what: str) -> Refusal:
@@ -139,11 +165,33 @@ def _decoder(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | N
     return decode
 
 
-def _unary(inner: Callable[..., Awaitable[Message]], enter: Callable[..., None]) -> Callable[..., Awaitable[Message]]:
+class _Limit:
+    """Bounds how many calls are answered at once, so that overload costs a refusal and no memory."""
+
+    __slots__ = ("_max", "_now")
+
+    def __init__(self, most: int) -> None:
+        self._max = most
+        self._now = 0
+
+    def __enter__(self) -> None:
+        if self._now >= self._max:
+            text = f"{self._max} calls are being answered already; ask again in a moment."
+            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=self._max)
+        self._now += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._now -= 1
+
+
+def _unary(
+    inner: Callable[..., Awaitable[Message]], enter: Callable[..., None], limit: _Limit
+) -> Callable[..., Awaitable[Message]]:
     async def call(request: Message | None, context: Context) -> Message:
         try:
             enter(request, context)
-            return await inner(request, context)
+            with limit:
+                return await inner(request, context)
         except Exception as error:  # the last stop before the wire: everything must become a status
             await _abort(context, error)
             raise AssertionError("abort raises") from error
@@ -152,13 +200,14 @@ def _unary(inner: Callable[..., Awaitable[Message]], enter: Callable[..., None])
 
 
 def _streaming(
-    inner: Callable[..., AsyncIterator[Message]], enter: Callable[..., None]
+    inner: Callable[..., AsyncIterator[Message]], enter: Callable[..., None], limit: _Limit
 ) -> Callable[..., AsyncIterator[Message]]:
     async def call(request: Message | None, context: Context) -> AsyncIterator[Message]:
         try:
             enter(request, context)
-            async for response in inner(request, context):
-                yield response
+            with limit:
+                async for response in inner(request, context):
+                    yield response
         except Exception as error:  # the last stop before the wire: everything must become a status
             await _abort(context, error)
 
@@ -182,22 +231,31 @@ class Service:
         address: host:port to listen on; port 0 picks a free one, see `port`.
         names: full names of the services, for health and reflection.
         max_request_bytes: larger requests are refused with INVALID_REQUEST; above 16 MiB gRPC itself refuses.
+        max_calls: unary calls, and streams, answered at once; more are refused with OVER_CAPACITY.
     """
 
-    def __init__(self, address: str, names: Sequence[str], max_request_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        self.server = grpc.aio.server(interceptors=[Boundary(max_request_bytes)], options=SERVER_OPTIONS)
+    def __init__(
+        self,
+        address: str,
+        names: Sequence[str],
+        max_request_bytes: int = MAX_MESSAGE_BYTES,
+        max_calls: int = MAX_CALLS,
+    ) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        # What the generated add_…_to_server wants of a server is what Boundary has.
+        self.server = cast(grpc.aio.Server, Boundary(self._server, max_request_bytes, max_calls))
         self._health = HealthServicer()
         self._names = names
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        _add_reflection(self.server, (*names, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _add_reflection(self._server, (*names, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"))
         try:
-            self.port = self.server.add_insecure_port(address)
+            self.port = self._server.add_insecure_port(address)
         except RuntimeError:
             raise ConfigError(f"Cannot listen on {address}: the port is in use or the address is not ours.") from None
 
     async def start(self) -> None:
         """Begins to serve; health says SERVING from here."""
-        await self.server.start()
+        await self._server.start()
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
@@ -208,7 +266,7 @@ class Service:
     async def stop(self, grace: float) -> None:
         """Stops listening and waits up to `grace` seconds for calls under way."""
         await self.drain()
-        await self.server.stop(grace)
+        await self._server.stop(grace)
 
 
 def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
@@ -234,6 +292,10 @@ def run(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s"
     )
+
+    # What was imported lives as long as the process; looking through it again and again costs a call dearly.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
     async def guarded() -> None:
         stop = asyncio.Event()

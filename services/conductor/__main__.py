@@ -10,10 +10,13 @@ from services.common.config import ConductorSettings, load
 from services.common.server import Service, new_id, run
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
+from services.conductor.lease import Lease
+from services.conductor.retention import Keep, Retention
 from services.conductor.router import GrpcRouter
-from services.conductor.store.sqlite import SqliteStore
+from services.conductor.store.engine import open_store, shown
 from services.conductor.subscribe import Subscriptions, Tail
 from services.conductor.views import Views
+from services.conductor.whereabouts import is_gone, name_here
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +28,8 @@ MAX_REQUEST_BYTES = 2 * 1024 * 1024
 async def serve(stop: asyncio.Event) -> None:
     """Serves until the event is set: opens the store, recovers, listens; stops in the opposite order."""
     settings = load(ConductorSettings)
-    service = Service(settings.listen, [FULL_NAME], MAX_REQUEST_BYTES)
-    store = SqliteStore(settings.store)
+    service = Service(settings.listen, [FULL_NAME], MAX_REQUEST_BYTES, settings.max_calls)
+    store = await open_store(settings.store)
     router = GrpcRouter(
         {
             task_pb2.CAPABILITY_RESEARCHER: settings.researcher,
@@ -37,6 +40,7 @@ async def serve(stop: asyncio.Event) -> None:
     actor = Actor(
         store,
         router,
+        Lease(store, settings.lease, lambda: name_here(new_id()), is_gone),
         clock=time.time_ns,
         new_id=new_id,
         instance=settings.instance,
@@ -44,17 +48,22 @@ async def serve(stop: asyncio.Event) -> None:
         max_queued=settings.max_queued,
     )
     tail = Tail(store)
+    tail.on_read(actor.saw)
     await tail.start()
     subscriptions = Subscriptions(store, tail, settings.heartbeat, settings.max_streams)
     conductor_pb2_grpc.add_ConductorServicer_to_server(
         ConductorApi(actor, Views(store), subscriptions, router), service.server
     )
-    resumed = await actor.recover()
+    resumed = await actor.start()
+    retention = Retention(store, Keep(settings.keep_for, settings.keep_tasks), time.time_ns)
+    retention.start()
     await service.start()
-    log.info("listening on %s, store %s, %d unfinished tasks resumed", settings.listen, settings.store, resumed)
+    log.info("listening on %s, store %s, %d unfinished tasks resumed", settings.listen, shown(settings.store), resumed)
     await stop.wait()
     log.info("stopping")
     await service.drain()
+    await asyncio.sleep(settings.drain)
+    await retention.close()
     await tail.close()
     await actor.stop()
     await service.stop(settings.grace)

@@ -2,35 +2,42 @@
 
 Each task and each project has a mailbox of its own and is worked on one message at a time; different ones go on side by
 side and meet in the store's group commit. Nothing is remembered, answered or started before its events are durable.
+
+Any replica may carry out a caller's command on any task. What follows from it, and whatever comes from inside, is for
+the replica that owns the task alone.
 """
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Protocol
 
-from conductor.v1 import event_pb2, task_pb2
+from conductor.v1 import conductor_pb2, event_pb2, task_pb2
 from google.protobuf.message import Message
 
 from services.common.errors import Reason, Refusal
 from services.conductor.idempotency import key_of, repeat, request_key
-from services.conductor.machines import MACHINES, Machine
+from services.conductor.lease import Lease
+from services.conductor.machines import MACHINES
+from services.conductor.mailbox import Caller, Mailbox, Note, Unsure
 from services.conductor.protocol import (
     CallWorker,
     CancelCall,
     Command,
+    Decision,
     Effect,
     Expire,
     ExpireLater,
     Given,
     Proceed,
-    ProceedLater,
     Resume,
     Submit,
 )
-from services.conductor.store.base import Answer, Append, Appended, Key, RequestKey, Store, StoreUnavailable, View
+from services.conductor.slots import Flow, Slots
+from services.conductor.state.task import DEFAULT_DESKTOP
+from services.conductor.store.base import Answer, Append, Appended, Conflict, Key, Store, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +45,7 @@ SERVICE = "conductor"
 CONFLICT_TRIES = 5  # how often a lost race is decided anew before the caller hears of it
 STORE_RETRY_S = 0.5  # pause before a message from inside is tried again on a store that cannot be written
 IDLE_PROJECTS = 1000  # project states kept in memory
+MAX_WAITING = 1000  # messages of callers that may wait for one task or project
 
 
 class Router(Protocol):
@@ -53,50 +61,14 @@ class Router(Protocol):
         """Stops all calls and starts no more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: the request's correlation id and scope, and its idempotency key."""
-
-    correlation_id: str
-    scope: task_pb2.Scope = field(default_factory=task_pb2.Scope)
-    request_id: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Message:
-    command: Command | None  # None: only find out from the log how things stand
-    caller: Caller
-    reply: asyncio.Future[Message] | None  # None: from inside, nobody waits
-
-
-@dataclass(frozen=True, slots=True)
-class _Unsure:
-    """An append of which the store did not say whether it was kept, and what was to follow."""
-
-    event_id: str
-    effects: Sequence[Effect]
-
-
-@dataclass(slots=True)
-class _Mailbox:
-    key: Key
-    machine: Machine
-    state: Any = None  # None until loaded
-    version: int = 0
-    epoch: int = 0
-    unsure: _Unsure | None = None
-    waiting: deque[_Message] = field(default_factory=deque)
-    worker: asyncio.Task[None] | None = None
-
-
 class Actor:
-    """Owns every task and project of this replica.
+    """Carries out commands on tasks and projects, and owns the tasks of this replica's lease.
 
     Args:
         clock: nanoseconds since the epoch.
         new_id: gives a fresh unique id.
-        instance: this replica's name in events.
-        max_in_flight: tasks being worked on at once; the others wait in the order they came.
+        instance: this replica's name in events; no other replica's.
+        max_in_flight: tasks being worked on at once; the others wait, each desktop and project having its turn.
         max_queued: tasks that may wait; more are refused with OVER_CAPACITY.
     """
 
@@ -104,6 +76,7 @@ class Actor:
         self,
         store: Store,
         router: Router,
+        lease: Lease,
         *,
         clock: Callable[[], int],
         new_id: Callable[[], str],
@@ -113,25 +86,21 @@ class Actor:
     ) -> None:
         self._store = store
         self._router = router
+        self._lease = lease
         self._clock = clock
         self._new_id = new_id
         self._instance = instance
-        self._max_in_flight = max_in_flight
         self._max_queued = max_queued
-        self._mailboxes: dict[Key, _Mailbox] = {}
+        self._slots = Slots(max_in_flight, max_queued, self._proceed_at_once)
+        self._mailboxes: dict[Key, Mailbox] = {}
         self._idle_projects: OrderedDict[Key, None] = OrderedDict()
-        self._in_flight: set[Key] = set()
-        self._queued: dict[Key, None] = {}  # in the order they came
-        self._arriving = 0  # submitted, not yet durable
+        self._taken_over: set[Key] = set()  # tasks of which the first message has not been handled yet
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._stopping = False
 
-    async def recover(self) -> int:
-        """Takes up every unfinished task. Returns how many there are."""
-        unfinished = await self._store.claim(self._instance)
-        for task_id in unfinished:
-            self._tell(("task", task_id), Resume())
-        return len(unfinished)
+    async def start(self) -> int:
+        """Takes up every unfinished task that nobody works on. Returns how many there are."""
+        return await self._lease.start(self)
 
     async def ask(self, key: Key, command: Command, caller: Caller) -> Message:
         """Carries out a command and returns the new state once it is durable.
@@ -144,62 +113,107 @@ class Actor:
         """
         if self._stopping:
             raise Refusal(Reason.ERROR_REASON_SHUTTING_DOWN, "The service is stopping; ask again in a moment.")
+        box = self._mailboxes.get(key)
+        if box is not None and len(box.waiting) >= MAX_WAITING:
+            text = f"{MAX_WAITING} requests wait for {key[0]} {key[1]} already; ask again in a moment."
+            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=MAX_WAITING)
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._post(key, _Message(command, caller, reply))
-        return await asyncio.shield(reply)
+        self._post(key, Note(command, caller, reply))
+        return await reply
 
     async def stop(self) -> None:
-        """Takes no more messages and stops all worker calls. Unfinished tasks stay as the log has them."""
+        """Takes no more messages, stops all worker calls, and hands unfinished tasks to other replicas."""
         self._stopping = True
         await self._router.stop()
         workers = [box.worker for box in self._mailboxes.values() if box.worker is not None]
         if workers:
             await asyncio.wait(workers, timeout=STORE_RETRY_S * 2)
+        await self._lease.stop()
+
+    def saw(self, events: Sequence[event_pb2.Event]) -> None:
+        """Is told of events that may be another replica's, to forget what they have made old."""
+        for event in events:
+            key: Key = ("task", event.task_id) if event.task_id else ("project", event.project_id)
+            box = self._mailboxes.get(key)
+            if box is not None and event.actor.instance != self._instance and event.stream_sequence > box.version:
+                box.stale = True
+                self._tell(key, None)
+
+    # ---- the lease's holder ----
+
+    @property
+    def room(self) -> int:
+        return self._slots.room - len(self._taken_over)
+
+    def took(self, tasks: Sequence[str]) -> None:
+        for task_id in tasks:
+            key: Key = ("task", task_id)
+            if key in self._mailboxes:
+                self._mailboxes[key].stale = True  # what an append under way leaves behind is from before
+            self._taken_over.add(key)
+            self._tell(key, Resume())
+
+    def lost(self) -> None:
+        for box in self._mailboxes.values():
+            if box.owner is not None:
+                self._let_go(box)
+        for deadline in self._deadlines.values():
+            deadline.cancel()
+        self._deadlines.clear()
+        self._slots.clear()
+
+    def _owns(self, box: Mailbox) -> bool:
+        return box.owner == self._lease.name and self._lease.held
+
+    def _let_go(self, box: Mailbox) -> None:
+        """Stops working on a task that may be another replica's from here on."""
+        self._router.cancel(box.call_id)
+        box.state, box.owner = None, None
 
     # ---- mailboxes ----
 
     def _tell(self, key: Key, command: Command | None) -> None:
         """Puts a message from inside into a mailbox. Nobody waits for an answer."""
         if not self._stopping:
-            self._post(key, _Message(command, Caller(correlation_id=""), None))
+            self._post(key, Note(command, Caller(correlation_id=""), None))
 
-    def _post(self, key: Key, message: _Message) -> None:
+    def _post(self, key: Key, note: Note) -> None:
         box = self._mailboxes.get(key)
         if box is None:
-            box = self._mailboxes[key] = _Mailbox(key, MACHINES[key[0]])
-        box.waiting.append(message)
+            box = self._mailboxes[key] = Mailbox(key, MACHINES[key[0]])
+        box.waiting.append(note)
         if box.worker is None:
             box.worker = asyncio.create_task(self._work(box))
 
-    async def _work(self, box: _Mailbox) -> None:
+    async def _work(self, box: Mailbox) -> None:
         while box.waiting:
-            message = box.waiting[0]
+            note = box.waiting[0]
             try:
-                answer = await self._handle(box, message)
+                answer = await self._handle(box, note)
             except StoreUnavailable as error:
                 box.state = None  # what was remembered may be older than what was kept
-                if box.unsure is not None and message.reply is not None:
+                if box.unsure is not None and note.reply is not None:
                     self._tell(box.key, None)
-                if message.reply is None and not self._stopping:
+                if note.reply is None and not self._stopping:
                     log.error("store unavailable, %s %s waits: %s", *box.key, error.cause)
-                    _refuse_callers(box, error)
+                    box.refuse_callers(error)
                     await asyncio.sleep(STORE_RETRY_S)
                     continue
-                _refuse(message, error)
+                note.refuse(error)
             except Refusal as refusal:
-                _refuse(message, refusal)
+                note.refuse(refusal)
             except Exception as error:  # a bug must cost one message, not the mailbox and all that wait in it
-                log.exception("message to %s %s failed: %s", *box.key, type(message.command).__name__)
-                _refuse(message, error)
+                log.exception("message to %s %s failed: %s", *box.key, type(note.command).__name__)
+                note.refuse(error)
             else:
-                if message.reply is not None:
-                    message.reply.set_result(answer)
+                note.answer(answer)
             box.waiting.popleft()
+        self._taken_over.discard(box.key)
         box.worker = None
         self._put_away(box)
 
-    def _put_away(self, box: _Mailbox) -> None:
-        """Forgets what is finished, never came to be, or is long idle; the log has it all."""
+    def _put_away(self, box: Mailbox) -> None:
+        """Forgets what is finished, not ours, waiting for a slot, or long idle; the log has it all."""
         if box.key[0] == "project":
             self._idle_projects[box.key] = None
             self._idle_projects.move_to_end(box.key)
@@ -207,155 +221,167 @@ class Actor:
                 key, _ = self._idle_projects.popitem(last=False)
                 if self._mailboxes[key].worker is None:
                     del self._mailboxes[key]
-        elif box.state is not None and (box.version == 0 or box.machine.finished(box.state)):
+        elif box.unsure is None and self._is_over(box):
             del self._mailboxes[box.key]
             self._release(box.key)
-        elif box.state is None and box.unsure is None:
-            del self._mailboxes[box.key]  # the log has it; a slot it may hold stays taken
+        elif box.unsure is None and (box.state is None or self._slots.waits(box.key)):
+            del self._mailboxes[box.key]  # a slot or place it may have stays taken
+
+    def _is_over(self, box: Mailbox) -> bool:
+        ended = box.state is not None and (box.version == 0 or box.machine.finished(box.state))
+        return ended or not self._owns(box)
 
     # ---- one message ----
 
-    async def _handle(self, box: _Mailbox, message: _Message) -> Message:
-        command, caller = message.command, message.caller
+    async def _handle(self, box: Mailbox, note: Note) -> Message | None:
+        command, caller = note.command, note.caller
         if command is None:
             await self._load(box)
-            return _shown(box, 0)
+            return None
         given = Given(self._clock(), self._new_id(), caller.correlation_id)
-        if caller.request_id:
-            earlier = await self._store.answer(key_of(command, caller.request_id))
-            if earlier is not None:
-                return repeat(command, caller.request_id, earlier)
-        if isinstance(command, Submit):
-            return await self._admitted(box, command, caller, given)
-        return await self._decided(box, command, caller, given)
-
-    async def _admitted(self, box: _Mailbox, command: Submit, caller: Caller, given: Given) -> Message:
-        """Lets a new task in, unless too many wait already. Nothing of it can be in the log yet."""
-        if len(self._queued) + self._arriving >= self._max_queued:
-            text = f"{self._max_queued} tasks are waiting already; submit again when some have ended."
-            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=self._max_queued)
-        box.state = box.machine.initial(box.key[1])
-        self._arriving += 1
         try:
-            return await self._decided(box, command, caller, given)
-        finally:
-            self._arriving -= 1
+            if isinstance(command, Submit):
+                return await self._admitted(box, command, note, given)
+            return await self._decided(box, command, note, given)
+        except StoreUnavailable:
+            raise
+        except Refusal:
+            # The repeat of a request that was carried out is often refused: the state has moved on since.
+            earlier = await self._store.answer(key_of(command, caller.request_id)) if caller.request_id else None
+            if earlier is None:
+                raise
+            return repeat(command, caller.request_id, earlier)
 
-    async def _decided(self, box: _Mailbox, command: Command, caller: Caller, given: Given) -> Message:
+    async def _admitted(self, box: Mailbox, command: Submit, note: Note, given: Given) -> Message | None:
+        """Lets a new task in, unless too many wait already. Nothing of it can be in the log yet."""
+        flow = flow_of(command.request)
+        at_once = self._slots.take(box.key)
+        if not at_once and not self._slots.arrive(flow):
+            text = f"Too many tasks of desktop {flow[0]} are waiting already; submit again when some have ended."
+            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=self._max_queued)
+        box.state, box.owner = box.machine.initial(box.key[1]), self._lease.name
+        try:
+            return await self._decided(box, replace(command, at_once=at_once), note, given)
+        finally:
+            if not at_once:
+                self._slots.arrived(flow)
+
+    async def _decided(self, box: Mailbox, command: Command, note: Note, given: Given) -> Message | None:
         for _ in range(CONFLICT_TRIES):
-            await self._load(box)
-            decision = box.machine.decide(box.state, command, given)
+            fresh = await self._load(box)
+            if note.reply is None and not self._owns(box):
+                self._let_go(box)
+                return None
+            try:
+                decision = box.machine.decide(box.state, command, given)
+            except Refusal:
+                if fresh or self._store.exclusive or box.version == 0:
+                    raise
+                box.stale = True  # another replica may have moved it: look again before refusing
+                continue
             if not decision.events:
                 self._start(box, decision.effects)
-                return _shown(box, 0)
-            after = self._stamped(box, decision.events, given, caller)
-            view = box.machine.view(after)
-            request = request_key(command, caller.request_id, view.state, given.at) if caller.request_id else None
-            append = self._append(box, view, decision.events, request)
-            box.unsure = _Unsure(decision.events[-1].event_id, decision.effects)
-            outcome = await self._store.append(append)
-            box.unsure = None
-            if isinstance(outcome, Appended):
-                box.state, box.version, box.epoch = after, outcome.version, append.epoch
-                self._start(box, decision.effects)
-                return _shown(box, outcome.pos)
+                return _shown(box, box.state, 0)
+            outcome = await self._append(box, command, decision, note, given)
+            if isinstance(outcome, Message):
+                return outcome
             box.state = None
             if isinstance(outcome, Answer):
-                return repeat(command, caller.request_id, outcome)
+                box.owner = None  # what was submitted anew has not come to be
+                return repeat(command, note.caller.request_id, outcome)
         raise _lost_race(box.key)
 
-    async def _load(self, box: _Mailbox) -> None:
-        """Folds the state from the log, unless it is known, and catches up on an append that was kept after all."""
-        if box.state is not None:
-            return
+    async def _load(self, box: Mailbox) -> bool:
+        """Folds the state from the log, unless it is known, and settles what was left open. True when it did."""
+        if box.state is not None and not box.stale:
+            return False
+        box.stale = False
         stream = await self._store.stream(box.key)
         state = box.machine.initial(box.key[1])
         for event in stream.events:
             state = box.machine.evolve(state, event)
-        box.state, box.version, box.epoch = state, stream.version, stream.epoch
+        box.state, box.version, box.epoch, box.owner = state, stream.version, stream.epoch, stream.owner
+        if box.call_id != box.machine.open_call(state) or not self._owns(box):
+            self._router.cancel(box.call_id)  # another replica has ended it
         unsure, box.unsure = box.unsure, None
         if unsure is not None and any(event.event_id == unsure.event_id for event in stream.events):
             self._start(box, unsure.effects)
+        return True
 
-    def _stamped(self, box: _Mailbox, events: Sequence[event_pb2.Event], given: Given, caller: Caller) -> Any:
-        """Adds to events what only the actor knows: id, time, recorder, and for projects the caller.
+    async def _append(
+        self, box: Mailbox, command: Command, decision: Decision, note: Note, given: Given
+    ) -> Message | Conflict | Answer:
+        """Makes a decision durable and starts its effects. Returns the answer to its caller, or why it was not kept."""
+        events, caller = decision.events, note.caller
+        self._stamp(events, caller)
+        answer, covers = (decision.after, len(events)) if decision.accepted is None else (decision.accepted, 1)
+        request = None
+        if caller.request_id:
+            request = request_key(command, caller.request_id, box.machine.view(answer).state, given.at, covers)
+        epoch = box.epoch or box.machine.first_epoch
+        view = box.machine.view(decision.after)
+        box.unsure = Unsure(events[-1].event_id, decision.effects)
+        outcome = await self._store.append(Append(box.key, box.version, epoch, box.owner, events, view, request))
+        box.unsure = None
+        if not isinstance(outcome, Appended):
+            return outcome
+        box.state, box.version, box.epoch = decision.after, outcome.version, epoch
+        shown = _shown(box, answer, outcome.pos - len(events) + covers)
+        note.answer(shown)  # before the effects: to begin a call takes longer than to answer
+        self._start(box, decision.effects)
+        return shown
 
-        Returns the state they lead to.
-        """
-        state = box.state
+    def _stamp(self, events: Sequence[event_pb2.Event], caller: Caller) -> None:
+        """Adds to events what only the actor knows: id, recorder, and for projects the caller."""
         for event in events:
             event.event_id = self._new_id()
-            event.occurred_at.FromNanoseconds(given.at)
             event.actor.service, event.actor.instance = SERVICE, self._instance
             if not event.task_id:
                 event.correlation_id = caller.correlation_id
                 event.scope.CopyFrom(caller.scope)
-            state = box.machine.evolve(state, event)
-        return state
-
-    def _append(
-        self, box: _Mailbox, view: View, events: Sequence[event_pb2.Event], request: RequestKey | None
-    ) -> Append:
-        epoch = box.epoch or box.machine.first_epoch
-        return Append(box.key, box.version, epoch, self._instance if epoch else None, events, view, request)
 
     # ---- effects ----
 
-    def _start(self, box: _Mailbox, effects: Sequence[Effect]) -> None:
+    def _start(self, box: Mailbox, effects: Sequence[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, CallWorker):
-                self._router.call(effect, lambda command: self._tell(box.key, command))
-            elif isinstance(effect, CancelCall):
+            if isinstance(effect, CancelCall):
                 self._router.cancel(effect.call_id)
+            elif not self._owns(box):
+                return  # its owner does the rest
+            elif isinstance(effect, CallWorker):
+                box.call_id = effect.call_id
+                self._router.call(effect, lambda command: self._tell(box.key, command))
             elif isinstance(effect, ExpireLater):
                 self._deadlines[box.key] = self._later(effect.after, box.key, Expire())
+            elif effect.needs_slot:
+                self._slots.queue(box.key, flow_of(box.state.task))
             else:
-                self._proceed_later(box.key, effect)
+                self._later(effect.after, box.key, Proceed())
 
     def _later(self, seconds: float, key: Key, command: Command) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(max(0.0, seconds), self._tell, key, command)
 
-    def _proceed_later(self, key: Key, effect: ProceedLater) -> None:
-        if effect.needs_slot and key not in self._in_flight:
-            self._queued[key] = None
-            self._admit()
-        else:
-            self._later(effect.after, key, Proceed())
-
-    def _admit(self) -> None:
-        while self._queued and len(self._in_flight) < self._max_in_flight and not self._stopping:
-            key = next(iter(self._queued))
-            del self._queued[key]
-            self._in_flight.add(key)
-            self._later(0, key, Proceed())  # not at once: the message being handled has its answer to give first
+    def _proceed_at_once(self, key: Key) -> None:
+        # Not in this very moment: the message being handled has its answer to give first.
+        asyncio.get_running_loop().call_soon(self._tell, key, Proceed())
 
     def _release(self, key: Key) -> None:
-        self._in_flight.discard(key)
-        self._queued.pop(key, None)
         if deadline := self._deadlines.pop(key, None):
             deadline.cancel()
-        self._admit()
+        self._slots.leave(key)
 
 
-def _shown(box: _Mailbox, pos: int) -> Message:
+def flow_of(asked: conductor_pb2.ExecuteRequest | task_pb2.Task) -> Flow:
+    """Returns whose turn a task takes: its desktop's and project's."""
+    return asked.desktop_id or DEFAULT_DESKTOP, asked.project_id
+
+
+def _shown(box: Mailbox, state: Any, pos: int) -> Message:
     """Returns a state as its caller sees it: Task or ProjectState, current through `pos`."""
-    shown = task_pb2.Task() if box.key[0] == "task" else type(box.state)()
-    shown.CopyFrom(box.state.task if box.key[0] == "task" else box.state)
+    shown = task_pb2.Task() if box.key[0] == "task" else type(state)()
+    shown.CopyFrom(state.task if box.key[0] == "task" else state)
     shown.as_of_sequence = pos
     return shown
-
-
-def _refuse_callers(box: _Mailbox, error: Refusal) -> None:
-    """Answers the callers behind a message that has to wait for the store; they shall not wait with it."""
-    callers = [message for message in box.waiting if message.reply is not None]
-    for message in callers:
-        box.waiting.remove(message)
-        _refuse(message, error)
-
-
-def _refuse(message: _Message, error: Exception) -> None:
-    if message.reply is not None:
-        message.reply.set_exception(error)
 
 
 def _lost_race(key: Key) -> Refusal:

@@ -12,9 +12,11 @@ from google.api import httpbody_pb2
 
 from services.common.errors import Reason, Refusal
 from services.common.server import Context, correlation_id, new_id
-from services.conductor.actor import Actor, Caller
-from services.conductor.events import SNAPSHOT, TERMINAL_TYPES
+from services.conductor.actor import Actor
+from services.conductor.events import SNAPSHOT
+from services.conductor.mailbox import Caller
 from services.conductor.protocol import ProjectCommand, Submit
+from services.conductor.state import task_state
 from services.conductor.state.task import DEFAULT_DESKTOP
 from services.conductor.subscribe import SSE_CLOSING, SSE_OPEN, Filter, Subscriptions, sse
 from services.conductor.views import Views
@@ -135,9 +137,8 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
 
     async def _ended(self, task: task_pb2.Task, seconds: float) -> task_pb2.Task:
         """Waits for the task's last event, at most `seconds`; returns its newest state."""
-        wanted = Filter(task_id=task.task_id, types=TERMINAL_TYPES)
-        await self._subscriptions.first(wanted, task.as_of_sequence, seconds)
-        return await self._views.task(task.task_id)
+        last = await self._subscriptions.end_of(task, seconds)
+        return await self._views.task(task.task_id) if last is None else task_state.closed(task, last)
 
     async def _open(self, request: SubscribeRequest, after: int | None) -> AsyncIterator[event_pb2.Event]:
         """Opens a subscription; without a cursor it begins with the present state. Raises Refusal."""
@@ -146,10 +147,10 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         )
         if after is None:
             snapshot = await self._snapshot(wanted)
-            return _preceded(snapshot, await self._subscriptions.open(wanted, snapshot.sequence))
+            return await self._subscriptions.open(wanted, snapshot.sequence, first=snapshot)
         if wanted.task_id:
             await self._views.task(wanted.task_id)  # an unknown id is told before the stream begins
-        return await self._subscriptions.open(wanted, after)
+        return await self._subscriptions.open(wanted, after, log_id=request.log_id)
 
     async def _snapshot(self, wanted: Filter) -> event_pb2.Event:
         """Returns the present state of what is subscribed to, or a checkpoint when that is everything."""
@@ -158,12 +159,6 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         if wanted.project_id:
             return _project_snapshot(await self._views.project(wanted.project_id))
         return await self._subscriptions.checkpoint()
-
-
-async def _preceded(first: event_pb2.Event, rest: AsyncIterator[event_pb2.Event]) -> AsyncIterator[event_pb2.Event]:
-    yield first
-    async for event in rest:
-        yield event
 
 
 def _caller(request: Any) -> Caller:

@@ -13,9 +13,14 @@ KEPT_NS = 24 * 3600 * SECOND  # how long a request_id is remembered
 NOT_IDENTITY = ("wait", "correlation_id", "request_id")  # how long to wait and how to trace make no other request
 
 
-def request_key(command: Command, request_id: str, answer: bytes, at: int) -> RequestKey:
-    """Returns what is stored with a command, so that its repeat gets `answer`. `at` is in nanoseconds."""
-    return RequestKey(key_of(command, request_id), _fingerprint(command), answer, at + KEPT_NS)
+def request_key(command: Command, request_id: str, answer: bytes, at: int, covers: int) -> RequestKey:
+    """Returns what is stored with a command, so that its repeat gets `answer`.
+
+    Args:
+        at: nanoseconds since the epoch.
+        covers: how many of the command's events the answer includes.
+    """
+    return RequestKey(key_of(command, request_id), _fingerprint(command), answer, at + KEPT_NS, covers)
 
 
 def key_of(command: Command, request_id: str) -> str:

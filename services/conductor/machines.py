@@ -16,6 +16,7 @@ class Machine:
     """How one kind of thing begins, decides, evolves, and is shown.
 
     Attributes:
+        open_call: id of the worker call that has no result yet, empty when there is none.
         first_epoch: fencing token of a new stream; 0 when no replica has to own it.
     """
 
@@ -24,6 +25,7 @@ class Machine:
     evolve: Callable[[Any, Any], Any]
     view: Callable[[Any], View]
     finished: Callable[[Any], bool]
+    open_call: Callable[[Any], str]
     first_epoch: int
 
 
@@ -35,11 +37,19 @@ def _project_finished(_: project_pb2.ProjectState) -> bool:
     return False  # it can always go back to an earlier stage
 
 
+def _task_call(state: task_state.TaskState) -> str:
+    return "" if state.call is None else state.call.call_id
+
+
+def _no_call(_: project_pb2.ProjectState) -> str:
+    return ""
+
+
 def _task_view(state: task_state.TaskState) -> View:
     shown = state.task
     return View(
         status=shown.status,
-        finished=_task_finished(state),
+        ended_at=shown.completed_at.ToNanoseconds() if _task_finished(state) else None,
         project_id=shown.project_id,
         desktop_id=shown.desktop_id,
         created_at=shown.created_at.ToNanoseconds(),
@@ -50,7 +60,7 @@ def _task_view(state: task_state.TaskState) -> View:
 def _project_view(state: project_pb2.ProjectState) -> View:
     return View(
         status=0,
-        finished=_project_finished(state),
+        ended_at=None,
         project_id=state.project_id,
         desktop_id="",
         created_at=state.created_at.ToNanoseconds(),
@@ -59,8 +69,10 @@ def _project_view(state: project_pb2.ProjectState) -> View:
 
 
 MACHINES: Mapping[Kind, Machine] = {
-    "task": Machine(task_state.initial, task.decide, task_state.evolve, _task_view, _task_finished, first_epoch=1),
+    "task": Machine(
+        task_state.initial, task.decide, task_state.evolve, _task_view, _task_finished, _task_call, first_epoch=1
+    ),
     "project": Machine(
-        project.initial, project.decide, project.evolve, _project_view, _project_finished, first_epoch=0
+        project.initial, project.decide, project.evolve, _project_view, _project_finished, _no_call, first_epoch=0
     ),
 }

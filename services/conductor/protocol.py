@@ -4,12 +4,14 @@ Pure: no grpc, asyncio, clock, random, os. Commands on projects, and Execute, ar
 themselves; the commands here are those nobody outside can send.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from conductor.v1 import conductor_pb2, event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
 
 SECOND = 1_000_000_000  # nanoseconds
+MAX_PROGRESS = 50  # progress events kept of one call; a chatty worker cannot flood the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,14 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Accepts an objective as a new task."""
+    """Accepts an objective as a new task.
+
+    Attributes:
+        at_once: whether a slot is free, so that its first worker is called without another decision.
+    """
 
     request: conductor_pb2.ExecuteRequest
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +140,17 @@ Effect: TypeAlias = CallWorker | CancelCall | ProceedLater | ExpireLater
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a command leads to. No events: nothing changes."""
+    """What a command leads to. No events: nothing changes.
 
-    events: tuple[event_pb2.Event, ...] = ()
-    effects: tuple[Effect, ...] = ()
+    Attributes:
+        after: the state the events lead to.
+        accepted: the state after the first event, when the caller is told of that one only.
+    """
+
+    events: Sequence[event_pb2.Event] = ()
+    effects: Sequence[Effect] = ()
+    after: Any = None
+    accepted: Any = None
 
 
 NOTHING = Decision()

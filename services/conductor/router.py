@@ -20,7 +20,7 @@ from conductor.v1 import (
 from services.common.errors import Reason, Refusal, typed
 from services.common.server import CHANNEL_OPTIONS, CORRELATION_HEADER, MAX_MESSAGE_BYTES
 from services.common.status import from_rpc_error
-from services.conductor.protocol import Answered, CallWorker, Command, Progressed
+from services.conductor.protocol import MAX_PROGRESS, Answered, CallWorker, Command, Progressed
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ KEPT_OUTPUT_BYTES = 256 * 1024  # of each stream of a command, in the log and th
 MAX_RESULT_BYTES = 3 * 1024 * 1024
 CONNECT_S = 2.0  # how long a worker may take to accept a connection before it counts as unavailable
 REPORT_READ_S = 10.0
+# Every address a target names gets its share of calls; one that is down gets none.
+BALANCED = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
 # Codes after which it is known without a reason what became of a command: it was late, or nobody there runs commands.
 EXPLAINED = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED})
 
@@ -44,7 +46,7 @@ class GrpcRouter:
 
     def __init__(self, targets: Mapping[task_pb2.Capability.ValueType, str]) -> None:
         self._channels = {
-            capability: grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, _limit(capability)))
+            capability: grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, BALANCED, _limit(capability)))
             for capability, target in targets.items()
         }
         self._stopped = False
@@ -111,9 +113,12 @@ class GrpcRouter:
 
     async def _connected(self, capability: task_pb2.Capability.ValueType) -> None:
         """Makes sure of a connection before anything is sent, so that "never started" is known and not guessed."""
+        channel = self._channels[capability]
+        if channel.get_state(try_to_connect=True) == grpc.ChannelConnectivity.READY:
+            return
         try:
             async with asyncio.timeout(CONNECT_S):
-                await self._channels[capability].channel_ready()
+                await channel.channel_ready()
         except TimeoutError:
             name = Capability.Name(capability)
             text = f"{name} does not accept connections. Start it, or check its address in Conductor's settings."
@@ -133,11 +138,14 @@ class GrpcRouter:
         self, call: CallWorker, request: researcher_pb2.ResearchRequest, deliver: Deliver
     ) -> event_pb2.WorkerResult:
         stream = self._researcher.Research(request, timeout=call.timeout)
+        told = 0
         async for response in stream:
             if response.WhichOneof("event") == "result":
                 stream.cancel()  # whatever else it may say no longer counts
                 return event_pb2.WorkerResult(research=_checked(response.result))
-            deliver(Progressed(call.call_id, _progress(call, response.progress)))
+            told += 1
+            if told <= MAX_PROGRESS:
+                deliver(Progressed(call.call_id, _progress(call, response.progress)))
         raise _no_result(call.capability)
 
     async def _run(self, call: CallWorker, request: terminal_pb2.RunRequest) -> event_pb2.WorkerResult:

@@ -10,17 +10,18 @@ import contextlib
 import logging
 import time
 from bisect import bisect_right
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TypeAlias
 
 from conductor.v1 import event_pb2, task_pb2
 from google.protobuf import json_format
 
 from services.common.errors import Reason, Refusal
-from services.conductor.events import CHECKPOINT
-from services.conductor.store.base import Key, Page, Store, StoreUnavailable
+from services.conductor.events import CHECKPOINT, TERMINAL_TYPES
+from services.conductor.store.base import Key, Listener, Page, Store, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ PAGE = 1000  # events read from the store at once
 READ_AGAIN_S = 0.5  # pause after the log could not be read
 TAIL = 4096  # newest events kept in memory …
 TAIL_BYTES = 32 * 1024 * 1024  # … and their size
+BEATS = 10  # how often in the time of one heartbeat it is looked for quiet streams
+RINGS = 16  # subscribers woken in one turn of the event loop
 RETRY_MS = 2000  # how soon a browser reconnects
 SSE_OPEN = f"retry: {RETRY_MS}\n\n".encode()
 SSE_CLOSING = b"event: conductor.closing\ndata: {}\n\n"
@@ -36,6 +39,7 @@ SSE_CLOSING = b"event: conductor.closing\ndata: {}\n\n"
 # A kind of condition, and its value.
 Interest: TypeAlias = tuple[str, str]
 EVERYTHING: Interest = ("", "")
+SEQUENCE = attrgetter("sequence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,46 +81,87 @@ class Filter:
         )
 
 
+class Bell:
+    """Wakes one subscriber. Rung while nobody waits, it is heard at once by the next who does."""
+
+    __slots__ = ("_rung", "_waiter", "quiet_until")
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.quiet_until = 0.0  # when a checkpoint is due (time.monotonic)
+
+    def ring(self) -> None:
+        self._rung = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def silence(self) -> None:
+        """Forgets what was rung until now."""
+        self._rung = False
+
+    async def heard(self) -> None:
+        """Waits until it rings, or has rung since it was silenced."""
+        if not self._rung:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+
 class Tail:
-    """The newest events of the log, and a bell for each interest."""
+    """The newest events of the log, and a bell for each interest.
+
+    What this process wrote comes from the store right after its commit; what others wrote is read when the store says
+    that there is more.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._events: list[event_pb2.Event] = []
-        self._committed = asyncio.Event()
         self._bytes = 0
-        self._bells: defaultdict[Interest, set[asyncio.Event]] = defaultdict(set)
-        self._reader: asyncio.Task[None] | None = None
+        self._low = 0
+        self._behind = asyncio.Event()
+        self._bells: defaultdict[Interest, set[Bell]] = defaultdict(set)
+        self._ends: defaultdict[str, set[asyncio.Future[event_pb2.Event]]] = defaultdict(set)
+        self._to_ring: deque[Bell] = deque()
+        self._readers: list[Listener] = []
+        self._follower: asyncio.Task[None] | None = None
         self.head = 0
         self.closed = False
 
     async def start(self) -> None:
         """Begins to follow the log from its present end."""
-        _, self.head = await self._store.bounds()
-        self._store.on_commit(self._committed.set)
-        self._reader = asyncio.create_task(self._follow())
+        self._store.on_commit(self._committed)
+        self._low, self.head = await self._store.bounds()
+        self._follower = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
         """Ends every subscription with SHUTTING_DOWN."""
         self.closed = True
-        if self._reader is not None:
-            self._reader.cancel()
+        if self._follower is not None:
+            self._follower.cancel()
         for bells in self._bells.values():
             for bell in bells:
-                bell.set()
+                bell.ring()
+        for ends in self._ends.values():
+            for end in ends:
+                end.cancel()
+
+    def on_read(self, reader: Listener) -> None:
+        """Tells the reader of events that were read from the log, so that others may have written them."""
+        self._readers.append(reader)
 
     def after(self, cursor: int) -> Page | None:
         """Returns the events behind a cursor; None when the tail does not reach back to it."""
         low = self._events[0].sequence - 1 if self._events else self.head
         if cursor < low:
             return None
-        start = bisect_right(self._events, cursor, key=lambda event: event.sequence)
-        return Page(self._events[start:], max(self.head, cursor))
+        start = bisect_right(self._events, cursor, key=SEQUENCE)
+        return Page(self._events[start:], max(self.head, cursor), self._low)
 
     @contextlib.contextmanager
-    def bell(self, interests: Collection[Interest]) -> Iterator[asyncio.Event]:
+    def bell(self, interests: Collection[Interest]) -> Iterator[Bell]:
         """Gives a bell that rings for every event of these interests."""
-        bell = asyncio.Event()
+        bell = Bell()
         for interest in interests:
             self._bells[interest].add(bell)
         try:
@@ -127,24 +172,45 @@ class Tail:
                 if not self._bells[interest]:
                     del self._bells[interest]
 
+    @contextlib.contextmanager
+    def end_of(self, task_id: str) -> Iterator[asyncio.Future[event_pb2.Event]]:
+        """Gives what will be the last event of a task; cancelled when the tail is closed."""
+        end: asyncio.Future[event_pb2.Event] = asyncio.get_running_loop().create_future()
+        self._ends[task_id].add(end)
+        try:
+            yield end
+        finally:
+            self._ends[task_id].discard(end)
+            if not self._ends[task_id]:
+                del self._ends[task_id]
+
+    def _committed(self, events: Sequence[event_pb2.Event]) -> None:
+        if events and events[0].sequence == self.head + 1:
+            self._take(events, events[-1].sequence)
+        else:
+            self._behind.set()
+
     async def _follow(self) -> None:
         while True:
-            await self._committed.wait()
-            self._committed.clear()
+            await self._behind.wait()
+            self._behind.clear()
             try:
                 await self._catch_up()
             except StoreUnavailable as error:
                 log.error("the log cannot be read, subscribers wait: %s", error.cause)
                 await asyncio.sleep(READ_AGAIN_S)
-                self._committed.set()
+                self._behind.set()
 
     async def _catch_up(self) -> None:
         while (page := await self._store.read(self.head, PAGE)).events:
-            self._keep(page.events)
-            self.head = page.through
-            self._ring(page.events)
+            # Some may have come directly while this page was read.
+            events = [event for event in page.events if event.sequence > self.head]
+            self._low = page.low
+            self._take(events, max(self.head, page.through))
+            for reader in self._readers:
+                reader(events)
 
-    def _keep(self, events: Sequence[event_pb2.Event]) -> None:
+    def _take(self, events: Sequence[event_pb2.Event], head: int) -> None:
         self._events.extend(events)
         self._bytes += sum(event.ByteSize() for event in events)
         surplus = max(0, len(self._events) - TAIL)
@@ -154,8 +220,17 @@ class Tail:
             surplus += 1
         del self._events[:surplus]
         self._bytes -= dropped
+        self.head = head
+        self._ring(events)
 
     def _ring(self, events: Sequence[event_pb2.Event]) -> None:
+        for event in events:
+            if event.type in TERMINAL_TYPES:
+                for end in self._ends.get(event.task_id, ()):
+                    if not end.done():
+                        end.set_result(event)
+        if not self._bells:
+            return
         interests = {EVERYTHING}
         for event in events:
             interests |= {
@@ -165,9 +240,17 @@ class Tail:
                 ("desktop", event.scope.desktop_id),
                 ("type", event.type),
             }
-        for interest in interests:
-            for bell in self._bells.get(interest, ()):
-                bell.set()
+        silent = not self._to_ring
+        self._to_ring.extend(bell for interest in interests for bell in self._bells.get(interest, ()))
+        if silent:
+            self._ring_some()
+
+    def _ring_some(self) -> None:
+        """Rings a few bells at a time, so that a thousand subscribers do not come between a writer and its answer."""
+        for _ in range(min(RINGS, len(self._to_ring))):
+            self._to_ring.popleft().ring()
+        if self._to_ring:
+            asyncio.get_running_loop().call_soon(self._ring_some)
 
 
 class Subscriptions:
@@ -183,71 +266,104 @@ class Subscriptions:
         self._tail = tail
         self._heartbeat = heartbeat
         self._limit = limit
-        self._open = 0
+        self._open: set[Bell] = set()
+        self._pulse: asyncio.TimerHandle | None = None
 
-    async def open(self, wanted: Filter, after: int) -> AsyncIterator[event_pb2.Event]:
+    async def open(
+        self, wanted: Filter, after: int, *, log_id: str = "", first: event_pb2.Event | None = None
+    ) -> AsyncIterator[event_pb2.Event]:
         """Returns every wanted event behind a position, in order, for ever, and checkpoints when it is quiet.
 
+        Args:
+            log_id: of the log that `after` belongs to; empty when the caller does not know.
+            first: comes before all others.
+
         Raises:
-            Refusal: CURSOR_OUT_OF_RANGE or OVER_CAPACITY at once; the iterator, SHUTTING_DOWN when the service stops.
+            Refusal: CURSOR_OUT_OF_RANGE or OVER_CAPACITY at once; the iterator, SHUTTING_DOWN when the service stops,
+                and CURSOR_OUT_OF_RANGE when what it has to read was pruned.
         """
-        await self._refuse_out_of_range(after)
-        if self._open >= self._limit:
+        if log_id not in ("", self._store.log_id):
+            text = "The cursor is of another log. Read the state and go on from its as_of_sequence."
+            raise Refusal(Reason.ERROR_REASON_CURSOR_OUT_OF_RANGE, text, log_id=self._store.log_id)
+        await self._refuse_out_of_range(wanted, after)
+        if first is not None:
+            first.log_id = self._store.log_id
+        if len(self._open) >= self._limit:
             text = f"{self._limit} streams are open already; subscribe again when some have ended."
             raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=self._limit)
-        return self._counted(wanted, after)
+        return self._read(wanted, after, first)
 
-    async def _counted(self, wanted: Filter, after: int) -> AsyncIterator[event_pb2.Event]:
-        self._open += 1
-        try:
-            async for event in self._read(wanted, after):
-                yield event
-        finally:
-            self._open -= 1
+    async def end_of(self, task: task_pb2.Task, seconds: float) -> event_pb2.Event | None:
+        """Waits for the last event of a task, at most `seconds`, and no longer than the service runs.
 
-    async def first(self, wanted: Filter, after: int, seconds: float) -> None:
-        """Waits for a wanted event behind a position, at most `seconds`, and no longer than the service runs."""
-        with contextlib.suppress(TimeoutError, Refusal):
-            async with asyncio.timeout(seconds):
-                async for event in self._read(wanted, after):
-                    if event.type != CHECKPOINT:
-                        return
+        Args:
+            task: as it was when its last event had not been seen.
+
+        Returns:
+            The event; None when it did not come, or came too long ago to be in memory.
+        """
+        with self._tail.end_of(task.task_id) as end:
+            page = self._tail.after(task.as_of_sequence)
+            for event in page.events if page is not None else ():
+                if event.task_id == task.task_id and event.type in TERMINAL_TYPES:
+                    return event
+            if page is not None:
+                await asyncio.wait({end}, timeout=seconds)
+            return end.result() if end.done() and not end.cancelled() else None
 
     async def checkpoint(self) -> event_pb2.Event:
         """Returns a checkpoint at the log's end."""
         _, head = await self._store.bounds()
-        return event_pb2.Event(type=CHECKPOINT, sequence=head)
+        return self._checkpoint(head)
 
-    async def _read(self, wanted: Filter, cursor: int) -> AsyncIterator[event_pb2.Event]:
-        quiet_until = time.monotonic() + self._heartbeat
-        with self._tail.bell(wanted.interests) as bell:
+    def _checkpoint(self, sequence: int) -> event_pb2.Event:
+        return event_pb2.Event(type=CHECKPOINT, sequence=sequence, log_id=self._store.log_id)
+
+    async def _read(self, wanted: Filter, cursor: int, first: event_pb2.Event | None) -> AsyncIterator[event_pb2.Event]:
+        with self._tail.bell(wanted.interests) as bell, self._beating(bell):
+            if first is not None:
+                yield first
             while True:
-                bell.clear()  # before reading: what is committed from here on rings again
+                bell.silence()  # before reading: what is committed from here on rings again
                 self._refuse_when_closed()
                 page = self._tail.after(cursor) or await self._store.read(cursor, PAGE, wanted.key)
+                if cursor < page.low and not wanted.task_id:
+                    raise _out_of_range(cursor, page.low, self._tail.head)  # pruned while this reader was behind
                 for event in page.events:
                     if wanted.matches(event):
                         yield event
-                        quiet_until = time.monotonic() + self._heartbeat
+                        bell.quiet_until = time.monotonic() + self._heartbeat
                 cursor = page.through
-                quiet = quiet_until - time.monotonic()
-                if cursor < self._tail.head and quiet > 0:
-                    continue  # in the middle of a replay
-                if cursor < self._tail.head or not await _rings(bell, quiet):
-                    yield event_pb2.Event(type=CHECKPOINT, sequence=cursor)
-                    quiet_until = time.monotonic() + self._heartbeat
+                if time.monotonic() >= bell.quiet_until:
+                    yield self._checkpoint(cursor)
+                    bell.quiet_until = time.monotonic() + self._heartbeat
+                elif cursor >= self._tail.head:
+                    await bell.heard()
 
-    async def _refuse_out_of_range(self, after: int) -> None:
+    @contextlib.contextmanager
+    def _beating(self, bell: Bell) -> Iterator[None]:
+        """Wakes a subscriber also when it has been quiet for too long. One timer serves them all."""
+        self._open.add(bell)
+        bell.quiet_until = time.monotonic() + self._heartbeat
+        if self._pulse is None:
+            self._beat()
+        try:
+            yield
+        finally:
+            self._open.discard(bell)
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        for bell in self._open:
+            if now >= bell.quiet_until:
+                bell.ring()
+        pause = self._heartbeat / BEATS
+        self._pulse = asyncio.get_running_loop().call_later(pause, self._beat) if self._open else None
+
+    async def _refuse_out_of_range(self, wanted: Filter, after: int) -> None:
         low, head = await self._store.bounds()
-        if not low <= after <= head:
-            raise Refusal(
-                Reason.ERROR_REASON_CURSOR_OUT_OF_RANGE,
-                f"The log holds what is behind {low} up to {head}, and {after} is not there. Read the state and go on"
-                " from its as_of_sequence.",
-                after_sequence=after,
-                low=low,
-                head=head,
-            )
+        if not (low <= after or wanted.task_id) or after > head:
+            raise _out_of_range(after, low, head)
 
     def _refuse_when_closed(self) -> None:
         if self._tail.closed:
@@ -255,13 +371,12 @@ class Subscriptions:
             raise Refusal(Reason.ERROR_REASON_SHUTTING_DOWN, text)
 
 
-async def _rings(bell: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await bell.wait()
-    except TimeoutError:
-        return False
-    return True
+def _out_of_range(after: int, low: int, head: int) -> Refusal:
+    text = (
+        f"The log holds what is behind {low} up to {head}, and {after} is not there. Read the state and go on from its"
+        " as_of_sequence."
+    )
+    return Refusal(Reason.ERROR_REASON_CURSOR_OUT_OF_RANGE, text, after_sequence=after, low=low, head=head)
 
 
 def sse(event: event_pb2.Event) -> bytes:

@@ -97,7 +97,12 @@ def _write_token(row: Row, listing: Listing) -> str:
 def _read_token(token: str, listing: Listing) -> tuple[int, str]:
     try:
         list_id, created_at, row_id = json.loads(base64.urlsafe_b64decode(token.encode()))
-        valid = list_id == _list_id(listing) and 0 <= created_at < MAX_INT and len(row_id.encode()) < MAX_TOKEN
+        valid = (
+            list_id == _list_id(listing)
+            and 0 <= created_at < MAX_INT
+            and 0 < len(row_id.encode()) < MAX_TOKEN
+            and "\0" not in row_id
+        )
     except (binascii.Error, ValueError, TypeError, AttributeError):
         valid = False
     if not valid:

@@ -624,6 +624,7 @@ class SubscribeEventsRequest(_message.Message):
     TYPES_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    LOG_ID_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
     """Starts behind this sequence: 0 from the beginning. When absent: from now, after the present state."""
     task_id: _builtins.str
@@ -632,6 +633,10 @@ class SubscribeEventsRequest(_message.Message):
     """Only events of this project and of its tasks. Any when absent."""
     correlation_id: _builtins.str
     """Only events of this correlation id. Any when absent."""
+    log_id: _builtins.str
+    """The log that after_sequence belongs to, as Event.log_id told it. A cursor of another log, for example of the one that
+    a backup was restored over, is refused with CURSOR_OUT_OF_RANGE. Not checked when absent.
+    """
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only events of these types, by their stable names; at most 32. Any when empty. Snapshots and checkpoints always
@@ -651,15 +656,18 @@ class SubscribeEventsRequest(_message.Message):
         types: _abc.Iterable[_builtins.str] | None = ...,
         correlation_id: _builtins.str | None = ...,
         scope: _task_pb2.Scope | None = ...,
+        log_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_log_id", b"_log_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "log_id", b"log_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_log_id", b"_log_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "log_id", b"log_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
     _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015
     _WhichOneofReturnType__correlation_id: _TypeAlias = _typing.Literal["correlation_id"]  # noqa: Y015
     _WhichOneofArgType__correlation_id: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id"]  # noqa: Y015
+    _WhichOneofReturnType__log_id: _TypeAlias = _typing.Literal["log_id"]  # noqa: Y015
+    _WhichOneofArgType__log_id: _TypeAlias = _typing.Literal["_log_id", b"_log_id"]  # noqa: Y015
     _WhichOneofReturnType__project_id: _TypeAlias = _typing.Literal["project_id"]  # noqa: Y015
     _WhichOneofArgType__project_id: _TypeAlias = _typing.Literal["_project_id", b"_project_id"]  # noqa: Y015
     _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
@@ -668,6 +676,8 @@ class SubscribeEventsRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after_sequence) -> _WhichOneofReturnType__after_sequence | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__correlation_id) -> _WhichOneofReturnType__correlation_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_id) -> _WhichOneofReturnType__log_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__project_id) -> _WhichOneofReturnType__project_id | None: ...
     @_typing.overload
@@ -687,6 +697,7 @@ class StreamEventsRequest(_message.Message):
     TYPES_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    LOG_ID_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
     """Starts behind this sequence: 0 from the beginning. When absent: from now, after the present state."""
     task_id: _builtins.str
@@ -695,6 +706,10 @@ class StreamEventsRequest(_message.Message):
     """Only events of this project and of its tasks. Any when absent."""
     correlation_id: _builtins.str
     """Only events of this correlation id. Any when absent."""
+    log_id: _builtins.str
+    """The log that after_sequence belongs to, as Event.log_id told it. A cursor of another log, for example of the one that
+    a backup was restored over, is refused with CURSOR_OUT_OF_RANGE. Not checked when absent.
+    """
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only events of these types, by their stable names; at most 32. Any when empty."""
@@ -712,15 +727,18 @@ class StreamEventsRequest(_message.Message):
         types: _abc.Iterable[_builtins.str] | None = ...,
         correlation_id: _builtins.str | None = ...,
         scope: _task_pb2.Scope | None = ...,
+        log_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_log_id", b"_log_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "log_id", b"log_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "_correlation_id", b"_correlation_id", "_log_id", b"_log_id", "_project_id", b"_project_id", "_task_id", b"_task_id", "after_sequence", b"after_sequence", "correlation_id", b"correlation_id", "log_id", b"log_id", "project_id", b"project_id", "scope", b"scope", "task_id", b"task_id", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
     _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015
     _WhichOneofReturnType__correlation_id: _TypeAlias = _typing.Literal["correlation_id"]  # noqa: Y015
     _WhichOneofArgType__correlation_id: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id"]  # noqa: Y015
+    _WhichOneofReturnType__log_id: _TypeAlias = _typing.Literal["log_id"]  # noqa: Y015
+    _WhichOneofArgType__log_id: _TypeAlias = _typing.Literal["_log_id", b"_log_id"]  # noqa: Y015
     _WhichOneofReturnType__project_id: _TypeAlias = _typing.Literal["project_id"]  # noqa: Y015
     _WhichOneofArgType__project_id: _TypeAlias = _typing.Literal["_project_id", b"_project_id"]  # noqa: Y015
     _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
@@ -729,6 +747,8 @@ class StreamEventsRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after_sequence) -> _WhichOneofReturnType__after_sequence | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__correlation_id) -> _WhichOneofReturnType__correlation_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_id) -> _WhichOneofReturnType__log_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__project_id) -> _WhichOneofReturnType__project_id | None: ...
     @_typing.overload

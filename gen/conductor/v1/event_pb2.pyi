@@ -94,6 +94,7 @@ class Event(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    LOG_ID_FIELD_NUMBER: _builtins.int
     TASK_STARTED_FIELD_NUMBER: _builtins.int
     TASK_PROGRESS_FIELD_NUMBER: _builtins.int
     WORKER_CALL_FIELD_NUMBER: _builtins.int
@@ -125,6 +126,8 @@ class Event(_message.Message):
     """Name of the TaskStatus or StageStatus after the event."""
     phase: _builtins.str
     """For tasks one of "intake", "routing", "research", "terminal", "report", "done"; for projects the name of the Stage."""
+    log_id: _builtins.str
+    """The log that sequences belong to; a restored backup is another one. On snapshots and checkpoints only."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it was decided, by the deciding replica's clock. Absent on snapshots and checkpoints."""
@@ -204,6 +207,7 @@ class Event(_message.Message):
         phase: _builtins.str = ...,
         actor: Global___Actor | None = ...,
         scope: _task_pb2.Scope | None = ...,
+        log_id: _builtins.str = ...,
         task_started: Global___TaskStarted | None = ...,
         task_progress: Global___TaskProgress | None = ...,
         worker_call: Global___WorkerCall | None = ...,
@@ -220,7 +224,7 @@ class Event(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "confirmation_answered", b"confirmation_answered", "occurred_at", b"occurred_at", "payload", b"payload", "plan_approved", b"plan_approved", "plan_proposed", b"plan_proposed", "scope", b"scope", "snapshot", b"snapshot", "stage_status", b"stage_status", "task_cancelled", b"task_cancelled", "task_completed", b"task_completed", "task_failed", b"task_failed", "task_progress", b"task_progress", "task_started", b"task_started", "waiting_confirmation", b"waiting_confirmation", "worker_call", b"worker_call", "worker_result", b"worker_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "confirmation_answered", b"confirmation_answered", "correlation_id", b"correlation_id", "event_id", b"event_id", "occurred_at", b"occurred_at", "payload", b"payload", "phase", b"phase", "plan_approved", b"plan_approved", "plan_proposed", b"plan_proposed", "project_id", b"project_id", "scope", b"scope", "sequence", b"sequence", "snapshot", b"snapshot", "stage_status", b"stage_status", "status", b"status", "stream_sequence", b"stream_sequence", "task_cancelled", b"task_cancelled", "task_completed", b"task_completed", "task_failed", b"task_failed", "task_id", b"task_id", "task_progress", b"task_progress", "task_started", b"task_started", "type", b"type", "waiting_confirmation", b"waiting_confirmation", "worker_call", b"worker_call", "worker_result", b"worker_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "confirmation_answered", b"confirmation_answered", "correlation_id", b"correlation_id", "event_id", b"event_id", "log_id", b"log_id", "occurred_at", b"occurred_at", "payload", b"payload", "phase", b"phase", "plan_approved", b"plan_approved", "plan_proposed", b"plan_proposed", "project_id", b"project_id", "scope", b"scope", "sequence", b"sequence", "snapshot", b"snapshot", "stage_status", b"stage_status", "status", b"status", "stream_sequence", b"stream_sequence", "task_cancelled", b"task_cancelled", "task_completed", b"task_completed", "task_failed", b"task_failed", "task_id", b"task_id", "task_progress", b"task_progress", "task_started", b"task_started", "type", b"type", "waiting_confirmation", b"waiting_confirmation", "worker_call", b"worker_call", "worker_result", b"worker_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["task_started", "task_progress", "worker_call", "worker_result", "task_completed", "task_failed", "task_cancelled", "stage_status", "waiting_confirmation", "plan_proposed", "plan_approved", "confirmation_answered", "snapshot"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015

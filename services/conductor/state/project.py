@@ -69,13 +69,21 @@ def stage_of(state: project_pb2.ProjectState, stage: StageValue) -> project_pb2.
 
 def decide(state: project_pb2.ProjectState, command: ProjectCommand, given: Given) -> Decision:
     """Returns the events a command leads to. Raises Refusal; the state is never changed."""
+    events, after = _events(state, command, given), state
+    for event in events:
+        event.occurred_at.FromNanoseconds(given.at)
+        after = evolve(after, event)
+    return Decision(tuple(events), after=after)
+
+
+def _events(state: project_pb2.ProjectState, command: ProjectCommand, given: Given) -> list[event_pb2.Event]:
     if isinstance(command, conductor_pb2.TransitionToRequest):
-        return Decision(tuple(_transition(state, command)))
+        return _transition(state, command)
     if isinstance(command, conductor_pb2.WaitForConfirmationRequest):
-        return Decision(tuple(_wait(state, command, given)))
+        return _wait(state, command, given)
     if isinstance(command, conductor_pb2.ProposePlanRequest):
-        return Decision(tuple(_propose(state, command, given)))
-    return Decision(tuple(_confirm(state, command)))
+        return _propose(state, command, given)
+    return _confirm(state, command)
 
 
 # ---- TransitionTo ----

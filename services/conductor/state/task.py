@@ -7,12 +7,14 @@ A task is a list of steps: research, one step for each command, and the report. 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from conductor.v1 import conductor_pb2, error_pb2, event_pb2, report_writer_pb2, task_pb2, terminal_pb2
 
 from services.common.errors import Reason, Refusal, typed
-from services.conductor.events import task_event
+from services.conductor.events import Payload, task_event
 from services.conductor.protocol import (
+    MAX_PROGRESS,
     NOTHING,
     SECOND,
     Answered,
@@ -43,7 +45,7 @@ from services.conductor.state.task_state import (
     Status,
     StatusValue,
     TaskState,
-    evolve,
+    apply,
 )
 
 DEFAULT_DESKTOP = "default"
@@ -52,7 +54,6 @@ DEFAULT_ATTEMPTS = 2
 BACKOFF_S = 0.2  # before the second attempt; doubles with each further one
 MAX_BACKOFF_S = 5.0
 MAX_DOUBLINGS = 10  # beyond, the pause is the longest one anyway
-MAX_PROGRESS = 50  # progress events kept of one call; a chatty worker cannot flood the log
 
 PHASES: Mapping[int, str] = {
     Capability.CAPABILITY_RESEARCHER: "research",
@@ -77,7 +78,9 @@ def decide(state: TaskState, command: TaskCommand, given: Given) -> Decision:
     """Returns what a command leads to. Raises Refusal for a caller's illegal move; the state is never changed."""
     handler = TABLE.get((state.task.status, type(command)))
     if handler is not None:
-        return handler(state, command, given)
+        draft = _Draft(state.copy(), given)
+        handler(draft, command)
+        return Decision(tuple(draft.events), tuple(draft.effects), draft.state, draft.accepted)
     if isinstance(command, conductor_pb2.CancelTaskRequest):
         found = Status.Name(state.task.status)
         raise Refusal(
@@ -89,53 +92,72 @@ def decide(state: TaskState, command: TaskCommand, given: Given) -> Decision:
     return NOTHING
 
 
+class _Draft:
+    """A decision in the making: its events and effects so far, and the state they lead to."""
+
+    __slots__ = ("accepted", "effects", "events", "given", "state")
+
+    def __init__(self, state: TaskState, given: Given) -> None:
+        self.state = state
+        self.given = given
+        self.events: list[event_pb2.Event] = []
+        self.effects: list[Effect] = []
+        self.accepted: TaskState | None = None
+
+    def tell(self, payload: Payload, status: StatusValue, phase: str) -> None:
+        """Adds an event."""
+        event = task_event(self.state.task, payload, status, phase)
+        event.occurred_at.FromNanoseconds(self.given.at)
+        apply(self.state, event)
+        self.events.append(event)
+
+
 # ---- handlers ----
 
 
-def _submit(state: TaskState, command: Submit, given: Given) -> Decision:
-    request = command.request
+def _submit(draft: _Draft, command: Submit) -> None:
+    request, given = command.request, draft.given
     seconds = request.hints.deadline.ToNanoseconds() or DEFAULT_DEADLINE_S * SECOND
     started = event_pb2.TaskStarted(objective=request.objective, output_mode=request.output_mode, hints=request.hints)
     started.deadline.FromNanoseconds(given.at + seconds)
-    scope = task_pb2.Scope()
-    scope.CopyFrom(request.scope)
-    scope.desktop_id = request.desktop_id or DEFAULT_DESKTOP
-    task = task_pb2.Task(
-        task_id=state.task.task_id,
-        project_id=request.project_id,
-        correlation_id=given.correlation_id,
-        scope=scope,
-    )
-    effects = (ExpireLater(seconds / SECOND), ProceedLater(0, needs_slot=True))
-    return Decision((task_event(task, started, QUEUED, INTAKE),), effects)
+    task = draft.state.task
+    task.project_id, task.correlation_id = request.project_id, given.correlation_id
+    task.scope.CopyFrom(request.scope)
+    task.scope.desktop_id = request.desktop_id or DEFAULT_DESKTOP
+    draft.tell(started, QUEUED, INTAKE)
+    draft.accepted = draft.state.copy()
+    draft.effects.append(ExpireLater(seconds / SECOND))
+    if command.at_once:
+        _begin(draft, Proceed())
+    else:
+        draft.effects.append(ProceedLater(0, needs_slot=True))
 
 
-def _begin(state: TaskState, _: Proceed, given: Given) -> Decision:
+def _begin(draft: _Draft, _: Proceed) -> None:
     """Chooses the route of a queued task and calls the first worker."""
-    asked = list(state.hints.capabilities)
+    asked = list(draft.state.hints.capabilities)
     route = event_pb2.Route(
         capabilities=asked or [Capability.CAPABILITY_RESEARCHER],
         reason=event_pb2.ROUTE_REASON_HINTS if asked else event_pb2.ROUTE_REASON_DEFAULT,
     )
-    text = "as the hints ask" if asked else "the Researcher is the default"
-    return _routed(state, route, text, given)
+    _route(draft, route, "as the hints ask" if asked else "the Researcher is the default")
 
 
-def _routed(state: TaskState, route: event_pb2.Route, why: str, given: Given) -> Decision:
+def _route(draft: _Draft, route: event_pb2.Route, why: str) -> None:
     names = ", then ".join(PHASES[capability] for capability in route.capabilities)
-    progress = event_pb2.TaskProgress(message=f"Route: {names} ({why}).", route=route)
-    event = task_event(state.task, progress, RUNNING, ROUTING)
-    return _and_then(state, (event,), given, _next_step)
+    draft.tell(event_pb2.TaskProgress(message=f"Route: {names} ({why}).", route=route), RUNNING, ROUTING)
+    _next_step(draft)
 
 
-def _proceed(state: TaskState, _: Proceed, given: Given) -> Decision:
-    return _next_step(state, given)
+def _proceed(draft: _Draft, _: Proceed) -> None:
+    _next_step(draft)
 
 
-def _next_step(state: TaskState, given: Given) -> Decision:
+def _next_step(draft: _Draft) -> None:
     """Calls the worker of the first step, unless the deadline has passed."""
+    state, given = draft.state, draft.given
     if given.at >= state.deadline:
-        return _fail(state, _deadline_passed(state))
+        return _fail(draft, _deadline_passed(state))
     step = state.steps[0]
     timeout = timeout_for(step, state.hints, (state.deadline - given.at) / SECOND)
     call = event_pb2.WorkerCall(
@@ -147,24 +169,23 @@ def _next_step(state: TaskState, given: Given) -> Decision:
     )
     call.deadline.FromNanoseconds(given.at + int(timeout * SECOND))
     request = request_for(step, given.id, state)
-    event = task_event(state.task, call, WAITING, PHASES[step.capability])
-    return Decision((event,), (CallWorker(given.id, step.capability, request, timeout),))
+    draft.tell(call, WAITING, PHASES[step.capability])
+    draft.effects.append(CallWorker(given.id, step.capability, request, timeout))
+    return None
 
 
-def _progressed(state: TaskState, command: Progressed, _: Given) -> Decision:
-    if not _is_open(state, command.call_id) or state.progress >= MAX_PROGRESS:
-        return NOTHING
-    phase = PHASES[state.steps[0].capability]
-    return Decision((task_event(state.task, command.progress, WAITING, phase),))
+def _progressed(draft: _Draft, command: Progressed) -> None:
+    state = draft.state
+    if _is_open(state, command.call_id) and state.progress < MAX_PROGRESS:
+        draft.tell(command.progress, WAITING, PHASES[state.steps[0].capability])
 
 
-def _answered(state: TaskState, command: Answered, given: Given) -> Decision:
-    if not _is_open(state, command.result.call_id):
-        return NOTHING
-    result = _settled(state, command.result, given)
-    phase = PHASES[result.capability]
-    event = task_event(state.task, result, RUNNING, phase)
-    return _and_then(state, (event,), given, lambda after, at: _after_result(after, result, at))
+def _answered(draft: _Draft, command: Answered) -> None:
+    if not _is_open(draft.state, command.result.call_id):
+        return
+    result = _settled(draft.state, command.result, draft.given)
+    draft.tell(result, RUNNING, PHASES[result.capability])
+    _after_result(draft, result)
 
 
 def _settled(state: TaskState, result: event_pb2.WorkerResult, given: Given) -> event_pb2.WorkerResult:
@@ -202,29 +223,33 @@ def _command_error(record: report_writer_pb2.CommandRecord, index: int | None) -
     return typed(Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED, text, limit=end, command=number)
 
 
-def _after_result(state: TaskState, result: event_pb2.WorkerResult, given: Given) -> Decision:
-    """Decides what follows a recorded result. `state` includes it already."""
+def _after_result(draft: _Draft, result: event_pb2.WorkerResult) -> None:
+    """Decides what follows a result that has been told."""
     if result.HasField("error"):
-        return _after_failure(state, result, given)
-    if result.capability == Capability.CAPABILITY_REPORT_WRITER:
-        return _complete(state, result.report.path)
-    nothing_found = result.capability == Capability.CAPABILITY_RESEARCHER and not result.research.findings
-    if nothing_found and _may_fall_back(state):
-        return _fall_back(state, event_pb2.ROUTE_REASON_NO_FINDINGS, "the Researcher reports no findings", given)
-    return _next_step(state, given)
+        _after_failure(draft, result)
+    elif result.capability == Capability.CAPABILITY_REPORT_WRITER:
+        _complete(draft, result.report.path)
+    elif _found_nothing(result) and _may_fall_back(draft.state):
+        _fall_back(draft, event_pb2.ROUTE_REASON_NO_FINDINGS, "the Researcher reports no findings")
+    else:
+        _next_step(draft)
 
 
-def _after_failure(state: TaskState, result: event_pb2.WorkerResult, given: Given) -> Decision:
-    error = result.error
-    if given.at >= state.deadline:
-        return _fail(state, _deadline_passed(state))
-    if error.retryable and _may_repeat(state, error) and _attempts_left(state, error):
+def _found_nothing(result: event_pb2.WorkerResult) -> bool:
+    return result.capability == Capability.CAPABILITY_RESEARCHER and not result.research.findings
+
+
+def _after_failure(draft: _Draft, result: event_pb2.WorkerResult) -> None:
+    error, state = result.error, draft.state
+    if draft.given.at >= state.deadline:
+        _fail(draft, _deadline_passed(state))
+    elif error.retryable and _may_repeat(state, error) and _attempts_left(state, error):
         wait = min(BACKOFF_S * 2 ** min(state.attempts - 1, MAX_DOUBLINGS), MAX_BACKOFF_S)
-        return Decision(effects=(ProceedLater(wait),))
-    if result.capability == Capability.CAPABILITY_RESEARCHER and error.reason in FALLBACK and _may_fall_back(state):
-        reason = event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE
-        return _fall_back(state, reason, "the Researcher is unavailable", given)
-    return _fail(state, error)
+        draft.effects.append(ProceedLater(wait))
+    elif result.capability == Capability.CAPABILITY_RESEARCHER and error.reason in FALLBACK and _may_fall_back(state):
+        _fall_back(draft, event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE, "the Researcher is unavailable")
+    else:
+        _fail(draft, error)
 
 
 def _attempts_left(state: TaskState, error: error_pb2.TypedError) -> bool:
@@ -243,64 +268,65 @@ def _may_fall_back(state: TaskState) -> bool:
     return state.route.reason == event_pb2.ROUTE_REASON_DEFAULT and len(state.hints.commands) > 0
 
 
-def _fall_back(state: TaskState, reason: event_pb2.RouteReason.ValueType, why: str, given: Given) -> Decision:
-    return _routed(state, event_pb2.Route(capabilities=[Capability.CAPABILITY_TERMINAL], reason=reason), why, given)
+def _fall_back(draft: _Draft, reason: event_pb2.RouteReason.ValueType, why: str) -> None:
+    _route(draft, event_pb2.Route(capabilities=[Capability.CAPABILITY_TERMINAL], reason=reason), why)
 
 
-def _resume(state: TaskState, _: Resume, given: Given) -> Decision:
+def _resume(draft: _Draft, _: Resume) -> None:
     """Takes up a task whose caller of workers is gone."""
+    state = draft.state
+    if state.call is not None:
+        text = "Conductor stopped while the call was under way, so its outcome is not known. Submit the task again."
+        error = typed(Reason.ERROR_REASON_OUTCOME_UNKNOWN, text, call_id=state.call.call_id)
+        _end_call(draft, error)
+        if not _may_repeat(state, error):
+            return _fail(draft, error)
     # A crash of ours is no attempt of the worker's: the step is done again even after its last attempt.
-    effects = (ExpireLater((state.deadline - given.at) / SECOND), ProceedLater(0, needs_slot=True))
-    if state.call is None:
-        return Decision(effects=effects)
-    text = "Conductor stopped while the call was under way, so its outcome is not known. Submit the task again."
-    error = typed(Reason.ERROR_REASON_OUTCOME_UNKNOWN, text, call_id=state.call.call_id)
-    lost = _ended_call(state, error, given)
-    if _may_repeat(state, error):
-        return Decision(lost, effects)
-    return _and_then(state, lost, given, lambda after, _: _fail(after, error))
+    draft.effects += (ExpireLater((state.deadline - draft.given.at) / SECOND), ProceedLater(0, needs_slot=True))
+    return None
 
 
-def _cancel(state: TaskState, command: conductor_pb2.CancelTaskRequest, given: Given) -> Decision:
-    error = typed(Reason.ERROR_REASON_TASK_CANCELLED, "The task was cancelled.", task_id=state.task.task_id)
-    cancelled = event_pb2.TaskCancelled(reason=command.reason)
-    ended = task_event(state.task, cancelled, CANCELLED, DONE)
-    return Decision((*_ended_call(state, error, given), ended), _stopped_call(state))
+def _cancel(draft: _Draft, command: conductor_pb2.CancelTaskRequest) -> None:
+    error = typed(Reason.ERROR_REASON_TASK_CANCELLED, "The task was cancelled.", task_id=draft.state.task.task_id)
+    _stop_call(draft, error)
+    draft.tell(event_pb2.TaskCancelled(reason=command.reason), CANCELLED, DONE)
 
 
-def _expire(state: TaskState, _: Expire, given: Given) -> Decision:
-    error = _deadline_passed(state)
-    failed = task_event(state.task, event_pb2.TaskFailed(error=error), FAILED, DONE)
-    return Decision((*_ended_call(state, error, given), failed), _stopped_call(state))
+def _expire(draft: _Draft, _: Expire) -> None:
+    error = _deadline_passed(draft.state)
+    _stop_call(draft, error)
+    _fail(draft, error)
 
 
-def _ended_call(state: TaskState, error: error_pb2.TypedError, given: Given) -> tuple[event_pb2.Event, ...]:
+def _stop_call(draft: _Draft, error: error_pb2.TypedError) -> None:
+    if draft.state.call is not None:
+        draft.effects.append(CancelCall(draft.state.call.call_id))
+        _end_call(draft, error)
+
+
+def _end_call(draft: _Draft, error: error_pb2.TypedError) -> None:
     """Gives the open call, if there is one, its result."""
-    if state.call is None:
-        return ()
-    result = event_pb2.WorkerResult(call_id=state.call.call_id, capability=state.call.capability, error=error)
-    result.duration.FromNanoseconds(max(0, given.at - state.called_at))
-    return (task_event(state.task, result, RUNNING, PHASES[result.capability]),)
-
-
-def _stopped_call(state: TaskState) -> tuple[Effect, ...]:
-    return () if state.call is None else (CancelCall(state.call.call_id),)
+    call = draft.state.call
+    if call is not None:
+        result = event_pb2.WorkerResult(call_id=call.call_id, capability=call.capability, error=error)
+        result.duration.FromNanoseconds(max(0, draft.given.at - draft.state.called_at))
+        draft.tell(result, RUNNING, PHASES[result.capability])
 
 
 # ---- endings ----
 
 
-def _complete(state: TaskState, path: str) -> Decision:
+def _complete(draft: _Draft, path: str) -> None:
     completed = event_pb2.TaskCompleted(
         report_path=path,
-        output_mode=state.task.output_mode,
+        output_mode=draft.state.task.output_mode,
         writer_window_props=task_pb2.WriterWindowProps(path=path, preview_mode=True),
     )
-    return Decision((task_event(state.task, completed, COMPLETED, DONE),))
+    draft.tell(completed, COMPLETED, DONE)
 
 
-def _fail(state: TaskState, error: error_pb2.TypedError) -> Decision:
-    return Decision((task_event(state.task, event_pb2.TaskFailed(error=error), FAILED, DONE),))
+def _fail(draft: _Draft, error: error_pb2.TypedError) -> None:
+    draft.tell(event_pb2.TaskFailed(error=error), FAILED, DONE)
 
 
 def _deadline_passed(state: TaskState) -> error_pb2.TypedError:
@@ -309,32 +335,12 @@ def _deadline_passed(state: TaskState) -> error_pb2.TypedError:
     return typed(Reason.ERROR_REASON_TASK_DEADLINE_EXCEEDED, text, deadline_s=f"{seconds:g}")
 
 
-# ---- helpers of decisions ----
-
-
 def _is_open(state: TaskState, call_id: str) -> bool:
     return state.call is not None and state.call.call_id == call_id
 
 
-def _and_then(
-    state: TaskState,
-    events: tuple[event_pb2.Event, ...],
-    given: Given,
-    then: Callable[[TaskState, Given], Decision],
-) -> Decision:
-    """Decides further from the state these events lead to; both decisions become one."""
-    after = state
-    for event in events:
-        stamped = event_pb2.Event()
-        stamped.CopyFrom(event)
-        stamped.occurred_at.FromNanoseconds(given.at)
-        after = evolve(after, stamped)
-    decision = then(after, given)
-    return Decision(events + decision.events, decision.effects)
-
-
 # (status, command) → handler. What is missing is ignored or refused, see decide.
-TABLE: Mapping[tuple[StatusValue, type], Callable[..., Decision]] = {
+TABLE: Mapping[tuple[StatusValue, type], Callable[[_Draft, Any], None]] = {
     (NONE, Submit): _submit,
     (QUEUED, Proceed): _begin,
     (QUEUED, Resume): _resume,

@@ -1,7 +1,7 @@
 """What the events of a task add up to. Pure and total: every event of a task has its fold."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from conductor.v1 import event_pb2, report_writer_pb2, researcher_pb2, task_pb2
@@ -47,9 +47,12 @@ def plan(route: event_pb2.Route, hints: task_pb2.Hints) -> tuple[Step, ...]:
     return (*steps, Step(Capability.CAPABILITY_REPORT_WRITER))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskState:
-    """What the events of a task add up to. `task` is what a client may see; the rest is what comes next."""
+    """What the events of a task add up to. `task` is what a client may see; the rest is what comes next.
+
+    Whoever has one treats it as a value: only `apply` changes a state, and only one that was copied for it.
+    """
 
     task: task_pb2.Task
     hints: task_pb2.Hints = field(default_factory=task_pb2.Hints)
@@ -65,6 +68,26 @@ class TaskState:
     runs: tuple[report_writer_pb2.WorkerRun, ...] = ()  # one for each of `results`
     gaps: tuple[researcher_pb2.Gap, ...] = ()  # what a replaced worker could not give
 
+    def copy(self) -> "TaskState":
+        """Returns a state that can be changed without changing this one."""
+        task = task_pb2.Task()
+        task.CopyFrom(self.task)
+        return TaskState(
+            task,
+            self.hints,
+            self.deadline,
+            self.route,
+            self.steps,
+            self.call,
+            self.called_at,
+            self.attempts,
+            self.refused,
+            self.progress,
+            self.results,
+            self.runs,
+            self.gaps,
+        )
+
 
 def initial(task_id: str) -> TaskState:
     """Returns the state before a task exists."""
@@ -73,14 +96,26 @@ def initial(task_id: str) -> TaskState:
 
 def evolve(state: TaskState, event: event_pb2.Event) -> TaskState:
     """Returns the state after one event. Total: every event of a task has its fold."""
-    task = task_pb2.Task()
-    task.CopyFrom(state.task)
-    task.status = Status.Value(event.status)
-    task.phase = event.phase
-    return FOLDS[event.WhichOneof("payload") or ""](replace(state, task=task), event)
+    after = state.copy()
+    apply(after, event)
+    return after
 
 
-def _on_started(state: TaskState, event: event_pb2.Event) -> TaskState:
+def apply(state: TaskState, event: event_pb2.Event) -> None:
+    """Changes a state of one's own to what it is after one event."""
+    state.task.status = Status.Value(event.status)
+    state.task.phase = event.phase
+    FOLDS[event.WhichOneof("payload") or ""](state, event)
+
+
+def closed(task: task_pb2.Task, last: event_pb2.Event) -> task_pb2.Task:
+    """Returns how a task ended, from its state as accepted and its last event. What lies between is not in it."""
+    ended = evolve(TaskState(task), last).task
+    ended.as_of_sequence = last.sequence
+    return ended
+
+
+def _on_started(state: TaskState, event: event_pb2.Event) -> None:
     started, task = event.task_started, state.task
     task.correlation_id = event.correlation_id
     task.objective = started.objective
@@ -89,75 +124,65 @@ def _on_started(state: TaskState, event: event_pb2.Event) -> TaskState:
     task.desktop_id = event.scope.desktop_id
     task.scope.CopyFrom(event.scope)
     task.created_at.CopyFrom(event.occurred_at)
-    return replace(state, hints=started.hints, deadline=started.deadline.ToNanoseconds())
+    state.hints, state.deadline = started.hints, started.deadline.ToNanoseconds()
 
 
-def _on_progress(state: TaskState, event: event_pb2.Event) -> TaskState:
+def _on_progress(state: TaskState, event: event_pb2.Event) -> None:
     progress = event.task_progress
     if not progress.HasField("route"):
-        return replace(state, progress=state.progress + 1)
-    gaps = state.gaps
+        state.progress += 1
+        return
     if not state.task.HasField("started_at"):
         state.task.started_at.CopyFrom(event.occurred_at)
     elif progress.route.reason == event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE:
         detail = "The Researcher was unavailable; no documents were searched."
         gap = researcher_pb2.Gap(kind=researcher_pb2.GAP_KIND_NOT_FOUND, subject="research", detail=detail)
-        gaps = (*gaps, gap)
-    steps = plan(progress.route, state.hints)
-    return replace(state, route=progress.route, steps=steps, attempts=0, refused=0, gaps=gaps)
+        state.gaps = (*state.gaps, gap)
+    state.route, state.steps = progress.route, plan(progress.route, state.hints)
+    state.attempts = state.refused = 0
 
 
-def _on_call(state: TaskState, event: event_pb2.Event) -> TaskState:
+def _on_call(state: TaskState, event: event_pb2.Event) -> None:
     call = event.worker_call
-    state.task.attempt = call.attempt
-    at = event.occurred_at.ToNanoseconds()
-    return replace(state, call=call, called_at=at, attempts=call.attempt, progress=0)
+    state.task.attempt = state.attempts = call.attempt
+    state.call, state.called_at, state.progress = call, event.occurred_at.ToNanoseconds(), 0
 
 
-def _on_result(state: TaskState, event: event_pb2.Event) -> TaskState:
+def _on_result(state: TaskState, event: event_pb2.Event) -> None:
     result = event.worker_result
+    state.call = None
     if result.HasField("error"):
-        full = result.error.reason == Reason.ERROR_REASON_OVER_CAPACITY
-        return replace(state, call=None, refused=state.refused + full)
+        state.refused += result.error.reason == Reason.ERROR_REASON_OVER_CAPACITY
+        return
     run = report_writer_pb2.WorkerRun(
         service=SERVICES[result.capability], call_id=result.call_id, ended_at=event.occurred_at
     )
     run.started_at.FromNanoseconds(state.called_at)
-    return replace(
-        state,
-        call=None,
-        steps=state.steps[1:],
-        attempts=0,
-        refused=0,
-        results=(*state.results, result),
-        runs=(*state.runs, run),
-    )
+    state.steps = state.steps[1:]
+    state.attempts = state.refused = 0
+    state.results = (*state.results, result)
+    state.runs = (*state.runs, run)
 
 
-def _on_completed(state: TaskState, event: event_pb2.Event) -> TaskState:
+def _on_completed(state: TaskState, event: event_pb2.Event) -> None:
     state.task.report_path = event.task_completed.report_path
     state.task.writer_window_props.CopyFrom(event.task_completed.writer_window_props)
-    return _ended(state, event)
+    state.task.completed_at.CopyFrom(event.occurred_at)
 
 
-def _on_failed(state: TaskState, event: event_pb2.Event) -> TaskState:
+def _on_failed(state: TaskState, event: event_pb2.Event) -> None:
     state.task.error.CopyFrom(event.task_failed.error)
-    return _ended(state, event)
+    state.task.completed_at.CopyFrom(event.occurred_at)
 
 
-def _on_cancelled(state: TaskState, event: event_pb2.Event) -> TaskState:
+def _on_cancelled(state: TaskState, event: event_pb2.Event) -> None:
     reason = event.task_cancelled.reason
     text = f"The task was cancelled: {reason}" if reason else "The task was cancelled."
     state.task.error.CopyFrom(typed(Reason.ERROR_REASON_TASK_CANCELLED, text, task_id=state.task.task_id))
-    return _ended(state, event)
-
-
-def _ended(state: TaskState, event: event_pb2.Event) -> TaskState:
     state.task.completed_at.CopyFrom(event.occurred_at)
-    return state
 
 
-FOLDS: Mapping[str, Callable[[TaskState, event_pb2.Event], TaskState]] = {
+FOLDS: Mapping[str, Callable[[TaskState, event_pb2.Event], None]] = {
     "task_started": _on_started,
     "task_progress": _on_progress,
     "worker_call": _on_call,
