@@ -7,8 +7,11 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 BIN := .venv/bin
 IMAGE := gen/conductor.pb\#format=binpb
+REPLICAS ?= 1
+WORKERS ?= 1
+ARGS ?=
 
-.PHONY: help setup setup-dev gen format check breaking test test-all up down demo bench clean
+.PHONY: help setup setup-dev gen format check breaking test test-all up down demo bench chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,8 +73,9 @@ test: setup-dev ## Run all tests
 
 test-all: test ## The same; nothing is left out of `test`
 
-up: setup ## Start everything in the background: http://127.0.0.1:8080
-	@$(BIN)/python -m ops.up --detach
+# Several Conductors need PostgreSQL; where the machine has none, it comes with what developing needs.
+up: $(if $(filter-out 1,$(REPLICAS)),setup-dev,setup) ## Start everything in the background: http://127.0.0.1:8080 [REPLICAS=3] [WORKERS=2]
+	@$(BIN)/python -m ops.up --detach --replicas $(REPLICAS) --workers $(WORKERS)
 
 down: ## Stop what `up` started
 	@$(BIN)/python -m ops.up down
@@ -79,8 +83,11 @@ down: ## Stop what `up` started
 demo: setup ## Run an objective from start to report, and show what happens
 	@$(BIN)/python -m ops.demo
 
-bench: setup-dev ## Measure
-	@$(BIN)/python -m bench
+bench: setup-dev ## Measure both engines; [ARGS="--store sqlite --only throughput --events 0,10000"]
+	@$(BIN)/python -m bench $(ARGS)
+
+chaos: setup-dev ## Run the system under faults and check every promise; [ARGS="--minutes 30 --setting postgres"]
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 clean: ## Stop, and remove var/ (database, workspaces, logs) and caches; reports stay
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m ops.up down; fi

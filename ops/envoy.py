@@ -1,10 +1,11 @@
 """Envoy without Docker: its binary, envoy.yaml with local addresses, and its admin interface."""
 
 import asyncio
+import copy
 import ipaddress
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,29 @@ def command(config: Path) -> list[str]:
     return [binary(), "-c", str(config), *flags]
 
 
-def render(template: str, *, edge: str, admin: str, conductor: str) -> str:
-    """Returns the configuration with these host:port in place of its three; nothing else changes."""
+def render(template: str, *, edge: str, admin: str, conductors: Sequence[str]) -> str:
+    """Returns the configuration with these host:port in place of its own; nothing else changes.
+
+    Each cluster gets all the Conductors as its endpoints.
+    """
     config: dict[str, Any] = yaml.safe_load(template)
-    listener, cluster = config["static_resources"]["listeners"][0], config["static_resources"]["clusters"][0]
-    endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
-    for place, address in ((listener, edge), (config["admin"], admin), (endpoint, conductor)):
-        host, port = split(address)
-        place["address"]["socket_address"].update(address=host, port_value=port)
+    resources = config["static_resources"]
+    _move(resources["listeners"][0], edge)
+    _move(config["admin"], admin)
+    for cluster in resources["clusters"]:
+        # The file names the replicas once, by an anchor: each cluster gets a copy of its own.
+        cluster["load_assignment"] = copy.deepcopy(cluster["load_assignment"])
+        (locality,) = cluster["load_assignment"]["endpoints"]
+        (endpoint,) = locality["lb_endpoints"]
+        locality["lb_endpoints"] = [copy.deepcopy(endpoint) for _ in conductors]
+        for place, address in zip(locality["lb_endpoints"], conductors, strict=True):
+            _move(place["endpoint"], address)
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _move(place: dict[str, Any], address: str) -> None:
+    host, port = split(address)
+    place["address"]["socket_address"].update(address=host, port_value=port)
 
 
 def split(address: str) -> tuple[str, int]:

@@ -1,9 +1,12 @@
-"""Runs the whole system on this machine. Usage: python -m ops.up [--detach] | python -m ops.up down
+"""Runs the whole system on this machine. Usage: python -m ops.up [--replicas N] [--detach] | python -m ops.up down
 
 Starts researcher, terminal and report_writer, then conductor, then Envoy, waits until each serves, relays their log
-lines, and stops all on Ctrl-C, on SIGTERM, or when one of them ends by itself (exit code 1). Addresses and folders come
-from the variables in docs/operations.md. var/up.pid is locked while it runs; var/logs/ has what each process wrote.
-`--var` names another folder for both, so that a second system can run beside the first.
+lines, starts again what ends by itself, and stops all on Ctrl-C, on SIGTERM, or when one ends again and again (exit
+code 1). Addresses and folders come from the variables in docs/operations.md. var/up.pid is locked while it runs;
+var/logs/ has what each process wrote. `--var` names another folder for both, so that a second system can run beside the
+first.
+
+With several Conductors (`--replicas`) a PostgreSQL runs too, its data in var/postgres, unless CONDUCTOR_STORE is set.
 """
 
 import argparse
@@ -16,21 +19,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
 from ops import layout
 from ops.envoy import ROOT
+from ops.keeper import keep
 from ops.stack import Stack, StartError, silence
 from services.common.config import ConfigError
 
 PID_FILE = "up.pid"
-STOP_TIMEOUT_S = 90  # above the sum of all graces
+STOP_TIMEOUT_S = 120  # above the sum of all graces
 POLL_S = 0.1
-COLOURS = {name: f"\x1b[{code}m" for name, code in zip(layout.NAMES, (36, 33, 35, 32, 34), strict=True)}
+COLOURS = {kind: f"\x1b[{code}m" for kind, code in zip(layout.KINDS, (31, 36, 33, 35, 32, 34), strict=True)}
 GREETING = "Conductor is up"
 RESET = "\x1b[0m"
-WIDTH = max(map(len, layout.NAMES))
+WIDTH = max(map(len, layout.KINDS)) + len("-2")
+MOST = 9  # of a kind: names and ports stay readable, and this is one machine
 
 
 class AlreadyRunning(Exception):
@@ -61,19 +68,24 @@ def relay(name: str, line: str) -> None:
     """Prints a line of output with its source, in colour on a terminal."""
     label = f"{name:<{WIDTH}} |"
     with contextlib.suppress(OSError):  # nobody reads any more; the log files have it
-        print(f"{COLOURS[name]}{label}{RESET} {line}" if sys.stdout.isatty() else f"{label} {line}", flush=True)
+        colour = COLOURS[layout.kind_of(name)]
+        print(f"{colour}{label}{RESET} {line}" if sys.stdout.isatty() else f"{label} {line}", flush=True)
 
 
 def greeting(stack: Stack) -> str:
     """Says where everything is."""
+    direct = ", ".join(stack.addresses[name] for name in stack.names if layout.kind_of(name) == "conductor")
     return (
-        f"{GREETING}: {stack.url} (JSON, SSE, gRPC, gRPC-web); gRPC without the edge on "
-        f"{stack.addresses['conductor']}; logs in {stack.log('conductor').parent}"
+        f"{GREETING}: {stack.url} (JSON, SSE, gRPC, gRPC-web); gRPC without the edge on {direct}; "
+        f"logs in {stack.log('conductor').parent}"
     )
 
 
 async def supervise(stack: Stack, ready: IO[str]) -> int:
-    """Runs the stack until a signal or a death; returns the exit code. `ready` gets the greeting, or what is wrong."""
+    """Runs the stack until a signal, or until no restart helps; returns the exit code.
+
+    `ready` gets the greeting, or what is wrong.
+    """
     halt = asyncio.Event()
 
     def on_signal() -> None:
@@ -99,29 +111,37 @@ async def supervise(stack: Stack, ready: IO[str]) -> int:
 
 
 async def _live(stack: Stack, ready: IO[str]) -> None:
-    """Starts, tells, and returns when a process has ended by itself or the start failed, having said so."""
+    """Starts, tells, keeps all alive, and returns when the start failed or one ends too often, having said so."""
     try:
         await stack.start()
     except (StartError, ConfigError) as error:
         print(error, file=ready, flush=True)
         return
     print(greeting(stack), file=ready, flush=True)
-    print(f"{await stack.died()}; stopping the others", flush=True)
+    say("; ".join(f"{name} is process {stack.pid(name)}" for name in stack.names) + ".")
+    print(f"{await keep(stack, say)} Stopping the others.", flush=True)
 
 
-def up(var: Path, ready_fd: int | None) -> int:
+def say(sentence: str) -> None:
+    """Prints with the time, so that it can be found beside the log lines of the services."""
+    with contextlib.suppress(OSError):  # nobody reads any more
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}", flush=True)
+
+
+def up(var: Path, size: layout.Size, ready_fd: int | None) -> int:
     """Runs in this process. With `ready_fd`, tells whoever started it through that descriptor, and relays nothing."""
     ready = sys.stdout if ready_fd is None else os.fdopen(ready_fd, "w")
     try:
         with lock(var):
-            stack = Stack(var, free_ports=False, tell=relay if ready_fd is None else silence)
+            tell = relay if ready_fd is None else silence
+            stack = Stack(var, free_ports=False, tell=tell, **asdict(size))
             return asyncio.run(supervise(stack, ready))
     except (ConfigError, AlreadyRunning) as error:
         print(error, file=ready, flush=True)
         return 1
 
 
-def detach(var: Path) -> int:
+def detach(var: Path, size: layout.Size) -> int:
     """Starts `up` in a session of its own, waits until it serves or has failed, and prints what it says."""
     logs = var / "logs"
     try:
@@ -132,6 +152,7 @@ def detach(var: Path) -> int:
         return 1
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "ops.up", "--var", str(var), "--ready-fd", str(writer)]
+    command += ["--replicas", str(size.replicas), "--workers", str(size.workers)]
     with log:
         child = subprocess.Popen(
             command,
@@ -178,6 +199,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", nargs="?", choices=["up", "down"], default="up")
     parser.add_argument("--detach", action="store_true", help="return once all serve; stop with `down`")
+    count = range(1, MOST + 1)
+    parser.add_argument("--replicas", type=int, default=1, choices=count, metavar="N", help="number of Conductors")
+    parser.add_argument("--workers", type=int, default=1, choices=count, metavar="N", help="number of each worker")
     parser.add_argument("--var", type=Path, default=ROOT / "var", help="folder of the lock and the logs")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)  # how --detach hears of the end of the start
     arguments = parser.parse_args()
@@ -185,7 +209,9 @@ def main() -> int:
     os.chdir(ROOT)  # where the services run: relative paths in variables mean the same here
     if arguments.action == "down":
         return down(var)
-    return detach(var) if arguments.detach else up(var, arguments.ready_fd)
+    own_postgres = arguments.replicas > 1 and "CONDUCTOR_STORE" not in os.environ
+    size = layout.Size(arguments.replicas, arguments.workers, own_postgres)
+    return detach(var, size) if arguments.detach else up(var, size, arguments.ready_fd)
 
 
 if __name__ == "__main__":

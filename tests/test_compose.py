@@ -1,5 +1,9 @@
 """What deploys the system, read as data: it agrees with the settings, with envoy.yaml and with the manual."""
 
+import re
+import shutil
+import subprocess
+import urllib.parse
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,10 +13,12 @@ import yaml
 
 from ops.envoy import ROOT, TEMPLATE
 from ops.health import SETTINGS
-from ops.layout import EDGE_DEFAULTS, LISTEN
-from services.common.config import PREFIXES, load
+from ops.layout import DRAIN_S, EDGE_DEFAULTS, LISTEN
+from services.common.config import PREFIXES, ConductorSettings, load
 
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+# What has a default when the caller's environment does not say otherwise, has it.
+DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
+COMPOSE = yaml.safe_load(DEFAULT.sub(r"\1", (ROOT / "docker-compose.yml").read_text()))
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EDGE = yaml.safe_load(TEMPLATE.read_text())
@@ -32,8 +38,11 @@ def networks(name: str) -> set[str]:
     return set(CONTAINERS[name]["networks"])
 
 
-def test_the_five_are_there() -> None:
-    assert CONTAINERS.keys() == {*SERVICES, "envoy"}
+def test_the_five_are_there_and_postgresql_when_it_is_asked_for() -> None:
+    assert CONTAINERS.keys() == {*SERVICES, "envoy", "postgres"}
+    assert {name: each["profiles"] for name, each in CONTAINERS.items() if "profiles" in each} == {
+        "postgres": ["postgres"]
+    }
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -119,6 +128,7 @@ def test_only_the_report_writer_has_the_reports_and_only_conductor_the_log() -> 
         "terminal": set(),
         "report_writer": {"reports"},
         "conductor": {"data"},
+        "postgres": {"postgres"},
         "envoy": set(),
     }
     assert environment("report_writer")["REPORT_WRITER_ROOT"] == "/reports"
@@ -137,20 +147,58 @@ def test_the_terminal_writes_into_memory_of_a_limited_size_only() -> None:
 def test_everybody_has_a_health_check(name: str) -> None:
     test = CONTAINERS[name]["healthcheck"]["test"]
     assert test[0] == "CMD"
-    if name != "envoy":
+    if name in SERVICES:
         assert test[1:] == ["python", "-m", "ops.health", name]
 
 
 def test_callers_wait_until_the_called_serve() -> None:
     assert CONTAINERS["envoy"]["depends_on"] == {"conductor": {"condition": "service_healthy"}}
     workers = [name for name in SERVICES if name != "conductor"]
-    assert CONTAINERS["conductor"]["depends_on"] == {name: {"condition": "service_healthy"} for name in workers}
+    needed = {name: {"condition": "service_healthy"} for name in workers}
+    needed["postgres"] = {"condition": "service_healthy", "required": False}
+    assert CONTAINERS["conductor"]["depends_on"] == needed
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_stop_lasts_longer_than_the_grace_of_the_service(name: str) -> None:
-    grace: float = load(SETTINGS[name], environment(name)).grace  # type: ignore[attr-defined]
-    assert float(CONTAINERS[name]["stop_grace_period"].rstrip("s")) > grace
+    settings: Any = load(SETTINGS[name], environment(name))
+    assert float(CONTAINERS[name]["stop_grace_period"].rstrip("s")) > settings.grace + getattr(settings, "drain", 0)
+
+
+def test_a_conductor_that_stops_serves_until_the_edge_has_heard() -> None:
+    assert environment("conductor")["CONDUCTOR_DRAIN"] == DRAIN_S
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_stands_in_the_way_of_several(name: str) -> None:
+    """A fixed name, address or published port would let only one be."""
+    assert not CONTAINERS[name].keys() & {"container_name", "hostname", "ports", "deploy"}
+    assert "CONDUCTOR_INSTANCE" not in environment(name)
+    assert EDGE["static_resources"]["clusters"][0]["type"] == "STRICT_DNS"
+
+
+def operations() -> str:
+    return (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_the_manual_names_the_postgresql_that_is_there() -> None:
+    (url,) = set(re.findall(r"CONDUCTOR_STORE=(postgresql://conductor:conductor@\S+)", operations()))
+    told = CONTAINERS["postgres"]["environment"]
+    parts = urllib.parse.urlsplit(url)
+    assert (parts.username, parts.password) == (told["POSTGRES_USER"], told["POSTGRES_PASSWORD"])
+    assert (parts.hostname, parts.port, parts.path) == ("postgres", 5432, f"/{told['POSTGRES_DB']}")
+    assert networks("postgres") == {"log"} and COMPOSE["networks"]["log"]["internal"] is True
+    assert {name for name in CONTAINERS if "log" in networks(name)} == {"postgres", "conductor"}
+    assert load(ConductorSettings, {"CONDUCTOR_STORE": url}).store == url
+
+
+def test_a_compose_that_is_installed_accepts_the_file() -> None:
+    client = shutil.which("docker")
+    if client is None or subprocess.run([client, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no docker compose on this machine")
+    command = [client, "compose", "--profile", "postgres", "config", "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_the_image_copies_is_let_through_by_dockerignore() -> None:
@@ -161,7 +209,7 @@ def test_what_the_image_copies_is_let_through_by_dockerignore() -> None:
 
 
 def test_operations_names_every_variable_with_its_default() -> None:
-    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    lines = operations().splitlines()
     documented = {line.split("`")[1]: line.split("|")[2].strip(" `") for line in lines if line.startswith("| `")}
     settings = {
         f"{PREFIXES[kind]}_{item.name.upper()}": item.metadata["default"]

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import re
 import struct
 import subprocess
 from collections.abc import AsyncIterator
@@ -15,10 +16,12 @@ import pytest
 import pytest_asyncio
 import yaml
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, task_pb2
+from google.api import annotations_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from ops import envoy
+from ops.layout import DRAIN_S
 from ops.stack import Stack
 from services.common.config import ConductorSettings, load
 from services.common.server import Service
@@ -138,39 +141,85 @@ def _differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, A
     return {key: value for part in parts for key, value in part.items()}
 
 
-async def test_running_locally_changes_three_addresses_and_nothing_else() -> None:
+async def test_running_locally_changes_addresses_and_nothing_else() -> None:
     template = envoy.TEMPLATE.read_text()
-    local = envoy.render(template, edge="127.0.0.2:1111", admin="127.0.0.3:2222", conductor="127.0.0.4:3333")
+    local = envoy.render(template, edge="127.0.0.2:1111", admin="127.0.0.3:2222", conductors=["127.0.0.4:3333"])
     listener = "/static_resources/listeners/0/address/socket_address"
-    cluster = "/static_resources/clusters/0/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address"
     admin = "/admin/address/socket_address"
-    assert _differences(yaml.safe_load(template), yaml.safe_load(local)) == {
+    differences = {
         f"{listener}/address": ("0.0.0.0", "127.0.0.2"),  # noqa: S104 - in the container
         f"{listener}/port_value": (8080, 1111),
         f"{admin}/address": ("127.0.0.1", "127.0.0.3"),
         f"{admin}/port_value": (9901, 2222),
-        f"{cluster}/address": ("conductor", "127.0.0.4"),
-        f"{cluster}/port_value": (50051, 3333),
     }
+    for cluster in range(2):
+        place = f"/static_resources/clusters/{cluster}/load_assignment/endpoints/0/lb_endpoints/0"
+        differences[f"{place}/endpoint/address/socket_address/address"] = ("conductor", "127.0.0.4")
+        differences[f"{place}/endpoint/address/socket_address/port_value"] = (50051, 3333)
+    assert _differences(yaml.safe_load(template), yaml.safe_load(local)) == differences
+
+
+async def test_every_replica_is_an_endpoint_of_both_clusters() -> None:
+    replicas = ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3"]
+    template = envoy.TEMPLATE.read_text()
+    config = yaml.safe_load(envoy.render(template, edge="127.0.0.1:8", admin="127.0.0.1:9", conductors=replicas))
+    clusters = config["static_resources"]["clusters"]
+    assert [cluster["name"] for cluster in clusters] == ["conductor", "conductor_streams"]
+    for cluster in clusters:
+        (locality,) = cluster["load_assignment"]["endpoints"]
+        places = [each["endpoint"]["address"]["socket_address"] for each in locality["lb_endpoints"]]
+        assert [(place["address"], place["port_value"]) for place in places] == [
+            ("127.0.0.1", 1),
+            ("127.0.0.1", 2),
+            ("::1", 3),
+        ]
+
+
+async def test_only_what_the_contract_reads_is_asked_again_after_it_was_sent() -> None:
+    routes = _routes()
+    reads = next(path for path in routes if "(Get|List)" in path)
+    for method in conductor_pb2.DESCRIPTOR.services_by_name["Conductor"].methods:
+        path = f"/conductor.v1.Conductor/{method.name}"
+        route = routes.get(path) or routes[reads if re.fullmatch(reads, path) else "/conductor.v1.Conductor/"]
+        only_reads = method.GetOptions().Extensions[annotations_pb2.http].HasField("get") or method.server_streaming
+        asked_again = set(route["retry_policy"]["retry_on"].split(","))
+        nothing_was_done = {"connect-failure", "refused-stream", "reset-before-request"}
+        assert only_reads or asked_again <= nothing_was_done, method.name
+
+
+async def test_a_replica_serves_for_longer_than_the_edge_takes_to_hear_that_it_stops() -> None:
+    for cluster in yaml.safe_load(envoy.TEMPLATE.read_text())["static_resources"]["clusters"]:
+        (check,) = cluster["health_checks"]
+        heard_after = sum(float(check[name].rstrip("s")) for name in ("interval", "no_traffic_interval"))
+        assert float(DRAIN_S) > heard_after
+        assert cluster["common_lb_config"]["update_merge_window"] == "0s"  # and acts at once
+
+
+def _routes() -> dict[str, Any]:
+    """Returns the routes to Conductor by the path, prefix or pattern they match."""
+    config = yaml.safe_load(envoy.TEMPLATE.read_text())
+    (manager,) = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
+    found = {}
+    for route in manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]:
+        if "route" in route:
+            match = route["match"]
+            found[match.get("path") or match.get("prefix") or match["safe_regex"]["regex"]] = route["route"]
+    return found
 
 
 async def test_times_and_limits_agree_with_conductor() -> None:
     conductor = load(ConductorSettings, {})
     config = yaml.safe_load(envoy.TEMPLATE.read_text())
-    (manager,) = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
-    routes = {
-        route["match"].get("path") or route["match"]["prefix"]: route["route"]
-        for route in manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
-        if "route" in route
-    }
+    routes = _routes()
     for name in ("SubscribeEvents", "StreamEvents"):
         stream = routes[f"/conductor.v1.Conductor/{name}"]
         assert stream["timeout"] == "0s"
         assert float(stream["idle_timeout"].rstrip("s")) > 2 * conductor.heartbeat
     longest_wait = 60  # ExecuteRequest.wait
     assert float(routes["/conductor.v1.Conductor/"]["timeout"].rstrip("s")) > longest_wait
-    (limits,) = config["static_resources"]["clusters"][0]["circuit_breakers"]["thresholds"]
-    assert limits["max_requests"] > conductor.max_streams
+    for cluster in config["static_resources"]["clusters"]:
+        (limits,) = cluster["circuit_breakers"]["thresholds"]
+        assert limits["max_requests"] > conductor.max_streams
 
 
 # JSON
