@@ -20,6 +20,7 @@ import grpc
 import typer
 from conductor.v1 import project_pb2, task_pb2, terminal_pb2
 
+from client.admin import administer
 from client.api import DEFAULT_TARGET, ConductorClient, new_request_id
 from client.errors import ConductorError
 from client.output import INTERRUPTED, Output
@@ -311,6 +312,19 @@ def events(
         )
         for event in stream:
             output.message(event, [event_line(event)])
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    no_args_is_help=False,
+)
+def admin(context: typer.Context) -> None:
+    """Look after the store itself, with or without a running Conductor: migrate, prune, backup, restore, check.
+
+    Its exit codes are its own; see conductor admin --help.
+    """
+    raise typer.Exit(administer(context.args))
 
 
 def main() -> None:
