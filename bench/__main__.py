@@ -1,171 +1,102 @@
-"""`make bench`: what one Conductor on SQLite does, as JSON on standard output.
+"""`make bench`: the job of the durable-orchestration engines on Conductor, as JSON and as a table.
 
-The job: Execute → durable task → Researcher (trivial) → ReportWriter (trivial) → COMPLETED, four commits to the log,
-each durable before what follows from it. Conductor, workers, and this driver share the machine. Figures compare only
-within one run: see `conditions`.
+The job: Execute → durable task → Researcher (trivial, a process of its own) → ReportWriter (trivial, another) →
+COMPLETED. The line to compare with is "steps in separate services". Conductor, workers, database, and this driver share
+the machine. Figures compare only within one run, or between runs back to back: see `conditions`.
 """
 
+import argparse
 import asyncio
 import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import grpc
-from conductor.v1 import conductor_pb2, conductor_pb2_grpc, project_pb2, task_pb2
-from google.protobuf import duration_pb2
+from bench import marks, processes, restarts
+from bench.conditions import conditions, now
+from bench.figures import FIGURES, QUICK, Counts, Figures, edge
+from bench.fill import fill
+from bench.system import Engine, System
 
-from bench.conditions import conditions, cpu_seconds, percentiles, resident_mib
-from ops.layout import free_ports
-from ops.stack import Stack
-
-ROOT = Path(__file__).resolve().parent.parent
-IN_FLIGHT = 64
-TASKS = 3000  # of the throughput run
-WARM_UP = 200
-ALONE = 300  # tasks one at a time
-GATES = 200
-SUBSCRIBERS = (1, 100, 1000)
-EVENTS = 40  # seen by every subscriber
-OBJECTIVE = "Compare the durable orchestration engines on the job of submit, research, report. " * 2  # about 200 bytes
+VAR = Path(__file__).resolve().parent.parent / "var"
+RESTARTS = {"syncs": restarts.syncs, "recovery": restarts.recovery, "takeover": restarts.takeover}
+KEPT = VAR / "bench"  # filled stores, to be used again
+ENGINES: tuple[Engine, ...] = ("sqlite", "postgres")
+NAMES = (*FIGURES, "memory", "edge", "syncs", "start", "recovery", "takeover")
 
 
-class Driver:
-    """Calls one Conductor as a client would."""
-
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
-
-    async def task(self) -> float:
-        """Runs one task to its end; returns the milliseconds from Execute to COMPLETED."""
-        request = conductor_pb2.ExecuteRequest(
-            objective=OBJECTIVE,
-            output_mode=task_pb2.OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER,
-            wait=duration_pb2.Duration(seconds=60),
-        )
-        start = time.perf_counter()
-        answer = await self._stub.Execute(request)
-        assert answer.status == task_pb2.TASK_STATUS_COMPLETED, answer
-        return (time.perf_counter() - start) * 1e3
-
-    async def tasks(self, count: int, in_flight: int) -> list[float]:
-        """Runs tasks in closed loops; returns their milliseconds."""
-        taken: list[float] = []
-
-        async def loop() -> None:
-            for _ in range(count // in_flight):
-                taken.append(await self.task())
-
-        await asyncio.gather(*(loop() for _ in range(in_flight)))
-        return taken
-
-    async def acknowledgements(self, count: int) -> list[float]:
-        """Submits tasks one at a time without waiting for their end; returns the milliseconds to the answer."""
-        mode = task_pb2.OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER
-        taken: list[float] = []
-        for _ in range(count):
-            start = time.perf_counter()
-            answer = await self._stub.Execute(conductor_pb2.ExecuteRequest(objective=OBJECTIVE, output_mode=mode))
-            taken.append((time.perf_counter() - start) * 1e3)
-            await self._ended(answer.task_id)
-        return taken
-
-    async def _ended(self, task_id: str) -> None:
-        types = ["conductor.task.completed"]
-        request = conductor_pb2.SubscribeEventsRequest(task_id=task_id, after_sequence=0, types=types)
-        stream = self._stub.SubscribeEvents(request)
-        async for _ in stream:
-            break
-        stream.cancel()
-
-    async def gates(self, count: int) -> list[float]:
-        """Confirms gates by hand; returns the milliseconds until a subscriber sees the next stage in progress."""
-        taken: list[float] = []
-        while len(taken) < count:
-            project = f"gates-{len(taken)}"
-            stream = self._stub.SubscribeEvents(conductor_pb2.SubscribeEventsRequest(project_id=project))
-            events = stream.__aiter__()
-            await events.__anext__()  # the snapshot: the subscription stands
-            for stage in range(project_pb2.STAGE_PARSE_INTENT, project_pb2.STAGE_EXPORT):
-                start = time.perf_counter()
-                call = self._stub.Confirm(conductor_pb2.ConfirmRequest(project_id=project))
-                await _started(events, stage + 1)
-                taken.append((time.perf_counter() - start) * 1e3)
-                await call
-            stream.cancel()
-        return taken
-
-    async def fan_out(self, address: str, count: int) -> dict[str, float]:
-        """Moves a project while `count` subscribers watch; returns the delays they saw, in milliseconds."""
-        project = f"watched-by-{count}"
-        command = [sys.executable, "-m", "bench.subscribers", address, project, str(count), str(EVENTS)]
-        watcher = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=2**26)
-        assert watcher.stdout is not None
-        assert (await watcher.stdout.readline()).strip() == b"ready"
-        for _ in range(EVENTS):
-            await self._stub.TransitionTo(
-                conductor_pb2.TransitionToRequest(project_id=project, stage_id=project_pb2.STAGE_PARSE_INTENT)
-            )
-        delays = json.loads(await watcher.stdout.readline())
-        await watcher.wait()
-        return percentiles(delays)
+async def measure(folder: Path, engine: Engine, events: int, arguments: argparse.Namespace) -> Figures:
+    """Measures one engine on a log of one size."""
+    counts = QUICK if arguments.quick else Counts()
+    found: Figures = {"events_before": events, "conditions_then": now(folder)}
+    data = None
+    if events:
+        data = KEPT / f"{engine}-{events}"
+        KEPT.mkdir(parents=True, exist_ok=True)
+        tell(f"{engine}: a log of {events:,} events")
+        found["filled"] = await fill(data, engine, events)
+    if {*FIGURES, "memory"} & arguments.only:
+        found |= await _steadily(folder / "steady", engine, data, counts, arguments)
+    for name in [name for name in NAMES if name in arguments.only and name not in (*FIGURES, "memory")]:
+        tell(f"{engine}: {name}")
+        place = folder / name
+        place.mkdir()
+        if name == "edge":
+            async with System(place, engine, edge=True, pinned=arguments.pin) as system:
+                found[name] = await edge(system, counts)
+        elif name == "start":
+            found[name] = await restarts.start(place, engine, counts, data)
+        else:
+            found[name] = await RESTARTS[name](place, engine, counts)
+    return found
 
 
-async def _started(events: Any, stage: int) -> None:
-    async for event in events:
-        changed = event.stage_status
-        if changed.stage_id == stage and changed.status == project_pb2.STAGE_STATUS_IN_PROGRESS:
-            return
+async def _steadily(
+    folder: Path, engine: Engine, data: Path | None, counts: Counts, arguments: argparse.Namespace
+) -> Figures:
+    """Measures everything that needs no restart on one running system."""
+    found: Figures = {}
+    async with System(folder, engine, data=data, pinned=arguments.pin) as system:
+        idle = _memory(system)
+        for name in [name for name in FIGURES if name in arguments.only]:
+            tell(f"{engine}: {name}")
+            found[name] = await FIGURES[name](system, counts)
+        if "memory" in arguments.only:
+            loaded = _memory(system)
+            found["memory"] = {name: {"idle": idle[name], "loaded": loaded[name]} for name in idle}
+    return found
 
 
-async def measure(driver: Driver, stack: Stack, workers: int) -> dict[str, Any]:
-    """Runs all measurements, one after another; `workers` is the process id of the trivial workers."""
-    conductor, address = stack.pid("conductor"), stack.addresses["conductor"]
-    idle = resident_mib(conductor)
-    await driver.tasks(WARM_UP, IN_FLIGHT)
-    before = {"conductor": cpu_seconds(conductor), "workers": cpu_seconds(workers), "driver": time.process_time()}
-    start = time.perf_counter()
-    taken = await driver.tasks(TASKS, IN_FLIGHT)
-    elapsed = time.perf_counter() - start
-    after = {"conductor": cpu_seconds(conductor), "workers": cpu_seconds(workers), "driver": time.process_time()}
-    return {
-        "throughput": {
-            "in_flight": IN_FLIGHT,
-            "tasks_per_s": round(len(taken) / elapsed, 1),
-            "latency_ms": percentiles(taken),
-            "cpu_ms_per_task": {name: round((after[name] - before[name]) * 1e3 / len(taken), 3) for name in before},
-        },
-        "one_at_a_time_ms": percentiles([await driver.task() for _ in range(ALONE)]),
-        "acknowledged_ms": percentiles(await driver.acknowledgements(ALONE)),
-        "confirm_to_next_stage_seen_ms": percentiles(await driver.gates(GATES)),
-        "event_to_subscriber_ms": {str(n): await driver.fan_out(address, n) for n in SUBSCRIBERS},
-        "conductor_memory_mib": {"idle": idle, "after": resident_mib(conductor)},
-    }
+def _memory(system: System) -> dict[str, dict[str, float]]:
+    groups = system.groups
+    groups["all"] = [process for roots in list(groups.values()) for process in roots]
+    return {name: processes.memory_mib(roots) for name, roots in groups.items()}
 
 
-async def run(folder: Path) -> dict[str, Any]:
-    target = f"127.0.0.1:{free_ports(1)[0]}"
-    workers = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.workers", target, str(folder / "reports"), cwd=ROOT
-    )
-    environ = {"CONDUCTOR_RESEARCHER": target, "CONDUCTOR_REPORT_WRITER": target}
-    found = conditions(folder)
-    try:
-        async with (
-            Stack(folder, environ=environ, only=["conductor"]) as stack,
-            grpc.aio.insecure_channel(stack.addresses["conductor"]) as channel,
-        ):
-            driver = Driver(conductor_pb2_grpc.ConductorStub(channel))
-            return {"conditions": found, "store": "sqlite", **await measure(driver, stack, workers.pid)}
-    finally:
-        workers.terminate()
-        await workers.wait()
+async def run(folder: Path, engine: Engine, arguments: argparse.Namespace) -> Figures:
+    """Measures one engine on logs of all the sizes asked for."""
+    here = {"pinned": arguments.pin, "quick": arguments.quick, "client": "straight to Conductor, gRPC"}
+    found: Figures = {"store": engine, "conditions": conditions(folder) | here, "runs": []}
+    for events in arguments.events:
+        place = folder / f"{engine}-{events}"
+        place.mkdir()
+        figures = await measure(place, engine, events, arguments)
+        found["runs"].append(figures)
+        tell(f"\n{engine}, {events:,} events before", *marks.table(engine, figures))
+        shutil.rmtree(place, ignore_errors=True)
+    found["growth"] = marks.growth(found["runs"])
+    tell(*marks.growth_table(found["growth"]))
+    return found
+
+
+def tell(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -177,11 +108,41 @@ def alone() -> Iterator[None]:
         yield
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--store", choices=[*ENGINES, "both"], default="both", help="which engine; both when left out")
+    parser.add_argument("--only", default=",".join(NAMES), help=f"figures, separated by commas, of: {', '.join(NAMES)}")
+    parser.add_argument(
+        "--events", default="0", help="lengths of the log before measuring, separated by commas: 0,10000,1000000"
+    )
+    parser.add_argument("--pin", action="store_true", help="Conductor has a core to itself, the rest the other")
+    parser.add_argument("--quick", action="store_true", help="a few of everything: shows that it runs, proves nothing")
+    parser.add_argument("--json", type=Path, help="file for the JSON; standard output when left out")
+    parsed = parser.parse_args(arguments)
+    parsed.only = set(parsed.only.split(","))
+    _refuse(parser, "figure", sorted(parsed.only - set(NAMES)), NAMES)
+    _refuse(parser, "number of events", [n for n in parsed.events.split(",") if not n.isdigit()], ("0", "10000"))
+    parsed.events = [int(number) for number in parsed.events.split(",")]
+    parsed.engines = ENGINES if parsed.store == "both" else (parsed.store,)
+    return parsed
+
+
+def _refuse(parser: argparse.ArgumentParser, what: str, wrong: Sequence[str], known: Iterable[str]) -> None:
+    if wrong:
+        parser.error(f"no such {what}: {', '.join(wrong)}; give for example {', '.join(known)}")
+
+
 def main() -> None:
-    with alone(), tempfile.TemporaryDirectory(dir=ROOT / "var", prefix="bench-") as folder:
-        print(json.dumps(asyncio.run(run(Path(folder))), indent=2))
+    arguments = parse(sys.argv[1:])
+    VAR.mkdir(exist_ok=True)
+    with alone(), tempfile.TemporaryDirectory(dir=VAR, prefix="bench-") as folder:
+        results = [asyncio.run(run(Path(folder), engine, arguments)) for engine in arguments.engines]
+    text = json.dumps(results, indent=2)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+    else:
+        print(text)
 
 
 if __name__ == "__main__":
-    (ROOT / "var").mkdir(exist_ok=True)
     main()

