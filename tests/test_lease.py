@@ -155,7 +155,7 @@ async def test_a_renewed_lease_is_held_and_nobody_takes_its_tasks(stores: list[S
     await an_orphan(stores[0])
     async with replica(stores[0], "a") as a, replica(stores[1], "b") as b:
         assert a.worker.tasks == ["t-1"] and a.lease.held and a.lease.name == "a-1"
-        end, held = time.monotonic() + 2.5 * SECONDS, set()
+        end, held = time.monotonic() + 1.8 * SECONDS, set()
 
         def watched() -> bool:
             held.update((a.lease.held, b.lease.held))

@@ -487,7 +487,7 @@ async def test_a_burst_of_thousands_of_calls_is_refused_with_a_reason(busy: Runn
         return caught.value.code()
 
     busy.store.before.clear()
-    extra = 2500
+    extra = 1500
     calls = [asyncio.ensure_future(code_of(move(busy, "WaitForConfirmation"))) for _ in range(MAX_WAITING + extra)]
     await until(lambda: sum(call.done() for call in calls) >= extra)
     codes = Counter(call.result().name for call in calls if call.done())

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_CALLS = 8192  # of a service that bounds its own work
+MAX_PENDING = 16_384  # calls that arrived while the event loop was busy
 MAX_METADATA_BYTES = 128 * 1024
 GC_THRESHOLD = 20_000  # new objects before a collection: what a few hundred calls under way are made of
 CORRELATION_HEADER = "x-correlation-id"
@@ -39,6 +40,9 @@ SERVER_OPTIONS = (
     # Twice what Envoy lets through (60 KiB), because it repeats the path: an absurd id shall meet our validation.
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # gRPC answers CANCELLED, without a reason, to what waits beyond these; what is too much is for us to refuse.
+    ("grpc.server.max_pending_requests", MAX_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )

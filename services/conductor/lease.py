@@ -91,10 +91,12 @@ class Lease:
 
     async def _keep(self) -> None:
         pause = min(MAX_PAUSE_S, self._seconds / BEATS)
+        # A store of which nobody else takes anything may be slow: what it hands over must not be missed.
+        limit = None if self._store.exclusive else self._seconds
         while True:
             await asyncio.sleep(pause)
             try:
-                async with asyncio.timeout(self._seconds):
+                async with asyncio.timeout(limit):
                     await self._round()
             except (StoreUnavailable, TimeoutError) as error:
                 log.warning("the lease was not renewed: %s", getattr(error, "cause", "the store does not answer"))
