@@ -152,6 +152,21 @@ def test_a_task_that_asks_twice_has_one_place_and_one_slot() -> None:
 # ---- who may wait ----
 
 
+def test_a_desktop_gets_no_more_by_using_more_projects() -> None:
+    given: list[Key] = []
+    slots = Slots(1, 1000, given.append)
+    for number in range(100):
+        slots.queue(key(f"many{number}"), ("many", f"project-{number % 50}"))
+    for number in range(3):
+        slots.queue(key(f"one{number}"), ("one", ""))
+    while len(given) < 103:
+        slots.leave(given[-1])
+    assert [given.index(key(f"one{number}")) for number in range(3)] == [2, 4, 6]
+    # Within the desktop its projects take turns.
+    projects = [int(name[1].removeprefix("many")) % 50 for name in given if name[1].startswith("many")]
+    assert sorted(projects[1:51]) == list(range(50))
+
+
 def submits(slots: Slots, flow: Flow, name: Key) -> bool:
     """Lets a task come in as the actor does: it arrives, is made durable, waits."""
     if not slots.arrive(flow):
@@ -188,7 +203,7 @@ def test_a_lone_flow_gets_eight_ninths_and_newcomers_still_find_room(
     if size >= 9:
         assert come(slots, SMALL) >= 1
     flows = 0
-    while submits(slots, ("flow", str(flows)), key(f"n{flows}")):
+    while submits(slots, (f"newcomer {flows}", ""), key(f"n{flows}")):
         flows += 1
     assert slots.room == 0  # together they may have it all, and no more
     assert not slots.arrive(BIG) and not slots.arrive(("one", "more"))

@@ -21,7 +21,7 @@ from services.common.errors import Reason, Refusal
 from services.conductor.idempotency import key_of, repeat, request_key
 from services.conductor.lease import Lease
 from services.conductor.machines import MACHINES
-from services.conductor.mailbox import Caller, Mailbox, Note, Unsure
+from services.conductor.mailbox import NOT_READ, Caller, Mailbox, Note, Unsure
 from services.conductor.protocol import (
     CallWorker,
     CancelCall,
@@ -137,7 +137,8 @@ class Actor:
             box = self._mailboxes.get(key)
             if box is not None and event.actor.instance != self._instance and event.stream_sequence > box.version:
                 box.stale = True
-                self._tell(key, None)
+                if event.task_id:
+                    self._tell(key, None)  # at once: a call of ours may have to be stopped
 
     # ---- the lease's holder ----
 
@@ -148,8 +149,10 @@ class Actor:
     def took(self, tasks: Sequence[str]) -> None:
         for task_id in tasks:
             key: Key = ("task", task_id)
-            if key in self._mailboxes:
-                self._mailboxes[key].stale = True  # what an append under way leaves behind is from before
+            box = self._mailboxes.get(key)
+            if box is not None:
+                # The log has all of it; what an append under way leaves behind is from before.
+                box.stale, box.unsure = True, None
             self._taken_over.add(key)
             self._tell(key, Resume())
 
@@ -229,7 +232,7 @@ class Actor:
 
     def _is_over(self, box: Mailbox) -> bool:
         ended = box.state is not None and (box.version == 0 or box.machine.finished(box.state))
-        return ended or not self._owns(box)
+        return ended or (box.owner != NOT_READ and not self._owns(box))
 
     # ---- one message ----
 
@@ -275,7 +278,7 @@ class Actor:
             try:
                 decision = box.machine.decide(box.state, command, given)
             except Refusal:
-                if fresh or self._store.exclusive or box.version == 0:
+                if fresh or self._store.exclusive:
                     raise
                 box.stale = True  # another replica may have moved it: look again before refusing
                 continue
@@ -304,7 +307,8 @@ class Actor:
         if box.call_id != box.machine.open_call(state) or not self._owns(box):
             self._router.cancel(box.call_id)  # another replica has ended it
         unsure, box.unsure = box.unsure, None
-        if unsure is not None and any(event.event_id == unsure.event_id for event in stream.events):
+        # Whoever wrote behind it has seen to what followed from it.
+        if unsure is not None and stream.events and stream.events[-1].event_id == unsure.event_id:
             self._start(box, unsure.effects)
         return True
 

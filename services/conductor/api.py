@@ -4,6 +4,7 @@ Requests arrive validated; refusals leave as status. Both happen in services.com
 """
 
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -137,8 +138,19 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
 
     async def _ended(self, task: task_pb2.Task, seconds: float) -> task_pb2.Task:
         """Waits for the task's last event, at most `seconds`; returns its newest state."""
+        deadline = time.monotonic() + seconds
         last = await self._subscriptions.end_of(task, seconds)
-        return await self._views.task(task.task_id) if last is None else task_state.closed(task, last)
+        if last is None:  # the time is over, or a repeat shows the task as it was long ago
+            try:
+                task = await self._views.task(task.task_id)
+            except Refusal as refusal:
+                if refusal.error.reason != Reason.ERROR_REASON_TASK_NOT_FOUND:
+                    raise
+                return task  # ended so long ago that it is kept no more: the repeat gets its first answer
+            rest = deadline - time.monotonic()
+            if task.status not in task_state.TERMINAL and rest > 0:
+                last = await self._subscriptions.end_of(task, rest)
+        return task if last is None else task_state.closed(task, last)
 
     async def _open(self, request: SubscribeRequest, after: int | None) -> AsyncIterator[event_pb2.Event]:
         """Opens a subscription; without a cursor it begins with the present state. Raises Refusal."""

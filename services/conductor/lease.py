@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 BEATS = 10  # renewals in the time of one lease, so that several may fail …
 MAX_PAUSE_S = 0.5  # … and how long a dead replica's tasks wait for somebody to look
 SAFE = 0.9  # part of a lease after which its holder stops, well before anybody may take over
+LEAVE_S = 2.0  # how long a stop waits for the store
 CLAIM = 500  # tasks taken over at once
 
 # Goes on while the machine sleeps, where the system has such a clock.
@@ -86,8 +87,9 @@ class Lease:
     async def stop(self) -> None:
         """Hands all tasks back; other replicas take them the next time they look."""
         self.abandon()
-        with contextlib.suppress(StoreUnavailable):  # then others take them when the lease has run out
-            await self._store.leave(self.name)
+        with contextlib.suppress(StoreUnavailable, TimeoutError):  # then others take them when the lease has run out
+            async with asyncio.timeout(LEAVE_S):
+                await self._store.leave(self.name)
 
     async def _keep(self) -> None:
         pause = min(MAX_PAUSE_S, self._seconds / BEATS)

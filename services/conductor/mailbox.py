@@ -14,6 +14,8 @@ from services.conductor.machines import Machine
 from services.conductor.protocol import Command, Effect
 from services.conductor.store.base import Key
 
+NOT_READ = ""  # an owner that the log has not been asked for
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -61,7 +63,7 @@ class Mailbox:
     stale: bool = False  # the log has moved on
     version: int = 0
     epoch: int = 0
-    owner: str | None = None  # name of the lease it is worked on under
+    owner: str | None = NOT_READ  # name of the lease it is worked on under
     call_id: str = ""  # of the last call that was started for it
     unsure: Unsure | None = None
     waiting: deque[Note] = field(default_factory=deque)

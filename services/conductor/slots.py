@@ -6,18 +6,19 @@ from typing import TypeAlias
 
 from services.conductor.store.base import Key
 
-# Whose turn it is goes around among these: the desktop and the project a task belongs to.
+# Whose turn it is: a task's desktop, and its project.
 Flow: TypeAlias = tuple[str, str]
 
-SHARE = 8  # a flow may hold at most this many times what is free in the queue
+SHARE = 8  # a desktop may hold at most this many times what is free in the queue
 
 
 class Slots:
-    """A bounded number of tasks at work, and a bounded queue in which every flow has its turn.
+    """A bounded number of tasks at work, and a bounded queue in which everybody has a turn.
 
-    Flows take turns (round robin), so that one with thousands of tasks delays another's by one task and not by
-    thousands. How many of a flow may wait follows the free space (dynamic threshold: Choudhury and Hahne, IEEE/ACM
-    Transactions on Networking 6(2), 1998): alone it gets eight ninths of the queue, and a newcomer finds room.
+    Desktops take turns, and so do the projects of each desktop (round robin), so that one with thousands of tasks
+    delays another's by one task and not by thousands. How many of a desktop may wait follows the free space (dynamic
+    threshold: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998): alone it gets eight ninths of the
+    queue, and a newcomer finds room.
 
     Args:
         ready: told when a task that waited has a slot.
@@ -28,9 +29,11 @@ class Slots:
         self._max_queued = max_queued
         self._ready = ready
         self._working: set[Key] = set()
-        self._waiting: OrderedDict[Flow, dict[Key, None]] = OrderedDict()  # the flow whose turn it is comes first
-        self._flows: dict[Key, Flow] = {}
-        self._arriving: Counter[Flow] = Counter()
+        # Desktop → project → tasks. Whose turn it is comes first.
+        self._waiting: OrderedDict[str, OrderedDict[str, dict[Key, None]]] = OrderedDict()
+        self._flows: dict[Key, Flow] = {}  # of those that wait
+        self._held: Counter[str] = Counter()  # places in the queue by desktop, reserved ones included
+        self._arriving = 0
 
     @property
     def room(self) -> int:
@@ -46,22 +49,18 @@ class Slots:
         return True
 
     def arrive(self, flow: Flow) -> bool:
-        """Reserves a place in the queue until `arrived`, unless the queue, or the flow's part of it, is full."""
+        """Reserves a place in the queue until `arrived`, unless the queue, or the desktop's part of it, is full."""
         free = self._max_queued - self._queued
-        if free <= 0 or len(self._waiting.get(flow, ())) + self._arriving[flow] >= SHARE * free:
+        if free <= 0 or self._held[flow[0]] >= SHARE * free:
             return False
-        self._arriving[flow] += 1
+        self._arriving += 1
+        self._held[flow[0]] += 1
         return True
 
     def arrived(self, flow: Flow) -> None:
         """Gives a reservation back: the task is in the queue by now, or will not come."""
-        self._arriving[flow] -= 1
-        if not self._arriving[flow]:
-            del self._arriving[flow]
-
-    @property
-    def _queued(self) -> int:
-        return len(self._flows) + self._arriving.total()
+        self._arriving -= 1
+        self._give_back(flow[0])
 
     def queue(self, key: Key, flow: Flow) -> None:
         """Waits for a slot; `ready` may be told before this returns. A task at work keeps the slot it has."""
@@ -69,8 +68,9 @@ class Slots:
             self._ready(key)
             return
         if key not in self._flows:
-            self._flows[key] = flow
-            self._waiting.setdefault(flow, {})[key] = None
+            desktop, project = self._flows[key] = flow
+            self._held[desktop] += 1
+            self._waiting.setdefault(desktop, OrderedDict()).setdefault(project, {})[key] = None
         self._fill()
 
     def waits(self, key: Key) -> bool:
@@ -80,30 +80,42 @@ class Slots:
     def leave(self, key: Key) -> None:
         """Gives back what a task has: its slot, or its place in the queue."""
         self._working.discard(key)
-        flow = self._flows.pop(key, None)
-        if flow is not None:
-            self._drop(flow, key)
+        if key in self._flows:
+            self._drop(key)
         self._fill()
 
     def clear(self) -> None:
-        """Forgets everybody."""
+        """Forgets everybody but those who are arriving."""
         self._working.clear()
-        self._waiting.clear()
-        self._flows.clear()
+        for key in list(self._flows):
+            self._drop(key)
+
+    @property
+    def _queued(self) -> int:
+        return len(self._flows) + self._arriving
 
     def _fill(self) -> None:
         while self._waiting and len(self._working) < self._max_in_flight:
-            flow, keys = next(iter(self._waiting.items()))
+            desktop, projects = next(iter(self._waiting.items()))
+            project, keys = next(iter(projects.items()))
             key = next(iter(keys))
-            self._drop(flow, key)
-            if flow in self._waiting:
-                self._waiting.move_to_end(flow)
-            del self._flows[key]
+            projects.move_to_end(project)
+            self._waiting.move_to_end(desktop)
+            self._drop(key)
             self._working.add(key)
             self._ready(key)
 
-    def _drop(self, flow: Flow, key: Key) -> None:
-        keys = self._waiting[flow]
-        del keys[key]
-        if not keys:
-            del self._waiting[flow]
+    def _drop(self, key: Key) -> None:
+        desktop, project = self._flows.pop(key)
+        projects = self._waiting[desktop]
+        del projects[project][key]
+        if not projects[project]:
+            del projects[project]
+        if not projects:
+            del self._waiting[desktop]
+        self._give_back(desktop)
+
+    def _give_back(self, desktop: str) -> None:
+        self._held[desktop] -= 1
+        if not self._held[desktop]:
+            del self._held[desktop]

@@ -84,9 +84,10 @@ class Filter:
 class Bell:
     """Wakes one subscriber. Rung while nobody waits, it is heard at once by the next who does."""
 
-    __slots__ = ("_rung", "_waiter", "quiet_until")
+    __slots__ = ("_rung", "_waiter", "queued", "quiet_until")
 
     def __init__(self) -> None:
+        self.queued = False  # about to be rung
         self._rung = False
         self._waiter: asyncio.Future[None] | None = None
         self.quiet_until = 0.0  # when a checkpoint is due (time.monotonic)
@@ -118,7 +119,6 @@ class Tail:
         self._store = store
         self._events: list[event_pb2.Event] = []
         self._bytes = 0
-        self._low = 0
         self._behind = asyncio.Event()
         self._bells: defaultdict[Interest, set[Bell]] = defaultdict(set)
         self._ends: defaultdict[str, set[asyncio.Future[event_pb2.Event]]] = defaultdict(set)
@@ -131,7 +131,7 @@ class Tail:
     async def start(self) -> None:
         """Begins to follow the log from its present end."""
         self._store.on_commit(self._committed)
-        self._low, self.head = await self._store.bounds()
+        _, self.head = await self._store.bounds()
         self._follower = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
@@ -156,7 +156,7 @@ class Tail:
         if cursor < low:
             return None
         start = bisect_right(self._events, cursor, key=SEQUENCE)
-        return Page(self._events[start:], max(self.head, cursor), self._low)
+        return Page(self._events[start:], max(self.head, cursor), low)
 
     @contextlib.contextmanager
     def bell(self, interests: Collection[Interest]) -> Iterator[Bell]:
@@ -176,6 +176,8 @@ class Tail:
     def end_of(self, task_id: str) -> Iterator[asyncio.Future[event_pb2.Event]]:
         """Gives what will be the last event of a task; cancelled when the tail is closed."""
         end: asyncio.Future[event_pb2.Event] = asyncio.get_running_loop().create_future()
+        if self.closed:
+            end.cancel()
         self._ends[task_id].add(end)
         try:
             yield end
@@ -205,7 +207,6 @@ class Tail:
         while (page := await self._store.read(self.head, PAGE)).events:
             # Some may have come directly while this page was read.
             events = [event for event in page.events if event.sequence > self.head]
-            self._low = page.low
             self._take(events, max(self.head, page.through))
             for reader in self._readers:
                 reader(events)
@@ -241,14 +242,20 @@ class Tail:
                 ("type", event.type),
             }
         silent = not self._to_ring
-        self._to_ring.extend(bell for interest in interests for bell in self._bells.get(interest, ()))
+        for interest in interests:
+            for bell in self._bells.get(interest, ()):
+                if not bell.queued:
+                    bell.queued = True
+                    self._to_ring.append(bell)
         if silent:
             self._ring_some()
 
     def _ring_some(self) -> None:
         """Rings a few bells at a time, so that a thousand subscribers do not come between a writer and its answer."""
         for _ in range(min(RINGS, len(self._to_ring))):
-            self._to_ring.popleft().ring()
+            bell = self._to_ring.popleft()
+            bell.queued = False
+            bell.ring()
         if self._to_ring:
             asyncio.get_running_loop().call_soon(self._ring_some)
 
@@ -326,9 +333,7 @@ class Subscriptions:
             while True:
                 bell.silence()  # before reading: what is committed from here on rings again
                 self._refuse_when_closed()
-                page = self._tail.after(cursor) or await self._store.read(cursor, PAGE, wanted.key)
-                if cursor < page.low and not wanted.task_id:
-                    raise _out_of_range(cursor, page.low, self._tail.head)  # pruned while this reader was behind
+                page = self._tail.after(cursor) or await self._read_store(wanted, cursor)
                 for event in page.events:
                     if wanted.matches(event):
                         yield event
@@ -339,6 +344,12 @@ class Subscriptions:
                     bell.quiet_until = time.monotonic() + self._heartbeat
                 elif cursor >= self._tail.head:
                     await bell.heard()
+
+    async def _read_store(self, wanted: Filter, cursor: int) -> Page:
+        page = await self._store.read(cursor, PAGE, wanted.key)
+        if cursor < page.low and not wanted.task_id:
+            raise _out_of_range(cursor, page.low, self._tail.head)  # pruned while this reader was behind
+        return page
 
     @contextlib.contextmanager
     def _beating(self, bell: Bell) -> Iterator[None]:

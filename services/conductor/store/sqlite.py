@@ -114,6 +114,7 @@ class SqliteStore(Store):
         return self._beats.names()
 
     async def claim(self, replica: str, lease: float, limit: int) -> Sequence[str]:
+        self._beats.join(replica)  # whoever asks is alive
         alive = self._beats.alive(lease)
         return await self._run(self._writing, lambda: self._claim(replica, alive, limit))
 
@@ -281,7 +282,10 @@ def lock_file(path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise ConfigError(f"Another process uses the store {path}; SQLite serves one Conductor only.") from None
+        raise ConfigError(
+            f"Another process uses the store {path}, and SQLite serves one Conductor only: stop the other, or give all"
+            " of them a postgresql:// URL in CONDUCTOR_STORE."
+        ) from None
     return lock
 
 
