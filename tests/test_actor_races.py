@@ -14,7 +14,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from services.common.errors import Reason
-from services.conductor.protocol import Answered, CallWorker, Command, Progressed
+from services.conductor import machines
+from services.conductor.protocol import Answered, CallWorker, Command, Given, Progressed
+from services.conductor.store.base import Append, Appended, StoreUnavailable
 from tests.conftest import Clock, Running, refused, start_conductor, until
 from tests.fakes import FailingStore, Workers, finding, finds, hangs, research_result
 from tests.test_actor import COMPLETED, DATA, PARSE, Gate, check_story, move, outcome_of, reason_of, release, submit
@@ -332,4 +334,66 @@ async def test_a_caller_behind_a_message_that_waits_for_the_store_is_answered(tm
         await asyncio.wait_for(running.stub.CancelTask(conductor_pb2.CancelTaskRequest(task_id=task_id)), 5)
     running.store.fail_before = False
     assert (await running.ended(task_id)).status == task_pb2.TASK_STATUS_COMPLETED
+    await running.kill()
+
+
+class Deaf(Gate):
+    """A store that cannot be asked for a stream while it is deaf."""
+
+    deaf = False
+
+    async def stream(self, key: Any) -> Any:
+        if self.deaf:
+            raise StoreUnavailable("ConnectionDoesNotExistError: connection was closed")
+        return await self._real.stream(key)
+
+
+async def test_a_cancel_that_could_not_be_looked_up_takes_nothing_from_a_task_that_waits(
+    tmp_path: Path, workers: Workers
+) -> None:
+    running = await start_conductor(tmp_path / "log.db", workers, max_in_flight=1, wrap=Deaf)
+    answers, workers.research = workers.research, hangs
+    first = (await running.execute("first")).task_id
+    await until(lambda: workers.seen)
+    second = (await running.execute("second")).task_id
+    running.store.deaf = True
+    with refused(grpc.StatusCode.UNAVAILABLE):
+        await cancel(running, second)
+    running.store.deaf = False
+    workers.research = answers
+    await cancel(running, first)
+    assert (await running.ended(second)).status == COMPLETED
+    await running.kill()
+
+
+async def test_what_was_to_follow_an_unsure_append_does_not_follow_what_others_wrote_behind_it(
+    tmp_path: Path, workers: Workers
+) -> None:
+    running = await start_conductor(tmp_path / "log.db", workers, wrap=Deaf)
+    real_append = running.store._real.append
+
+    async def kept_but_not_told(append: Any) -> Any:
+        await real_append(append)
+        raise StoreUnavailable("ConnectionDoesNotExistError: connection was closed")
+
+    running.store.append, running.store.deaf = kept_but_not_told, True
+    with refused(grpc.StatusCode.UNAVAILABLE):
+        await running.execute("unsure")
+    task_id = (await running.events())[0].task_id
+    # Another replica is asked to cancel it meanwhile.
+    stream = await running.store._real.stream(("task", task_id))
+    state = machines.MACHINES["task"].initial(task_id)
+    for event in stream.events:
+        state = machines.MACHINES["task"].evolve(state, event)
+    given = Given(stream.events[-1].occurred_at.ToNanoseconds(), "x", "c")
+    decision = machines.MACHINES["task"].decide(state, conductor_pb2.CancelTaskRequest(task_id=task_id), given)
+    view = machines.MACHINES["task"].view(decision.after)
+    key = ("task", task_id)
+    assert isinstance(
+        await real_append(Append(key, stream.version, stream.epoch, None, decision.events, view)), Appended
+    )
+    running.store.append, running.store.deaf = real_append, False
+    await until(lambda: not running.actor._mailboxes)
+    assert (await running.stub.GetTask(conductor_pb2.GetTaskRequest(task_id=task_id))).status == CANCELLED
+    assert not workers.seen
     await running.kill()

@@ -331,14 +331,6 @@ async def test_a_commit_rings_here_with_its_events_and_elsewhere_without(stores:
     await until(lambda: heard[0].rings == [[1, 2], []] and heard[1].rings == [[], [3]])
 
 
-async def test_a_replica_that_leaves_is_heard_of(stores: Sequence[PostgresStore]) -> None:
-    heard = Heard(stores[1])
-    await stores[0].join("me")
-    await stores[0].leave("nobody")
-    await stores[0].leave("me")
-    await until(lambda: heard.rings == [[]], 0.9)
-
-
 async def test_a_bell_that_did_not_ring_is_made_up_for_within_two_seconds(
     url: str, stores: Sequence[PostgresStore]
 ) -> None:

@@ -1,6 +1,7 @@
 """What idle and slow subscribers cost: nothing to a writer, and memory within bounds."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from services.conductor.store.sqlite import SqliteStore
 from services.conductor.subscribe import Filter, Tail
 from tests.conftest import Running, refused, start_conductor, until
 from tests.fakes import Workers
+from tests.memory_store import MemoryStore
 from tests.test_store import an_append
 
 
@@ -45,6 +47,20 @@ async def test_a_commit_wakes_only_those_it_concerns(name: str, tmp_path: Path) 
     assert not tail._bells
     await tail.close()
     await store.close()
+
+
+async def test_a_bell_waits_to_be_rung_once_however_much_is_committed(tmp_path: Path) -> None:
+    store = MemoryStore()
+    tail = Tail(store)
+    await tail.start()
+    with contextlib.ExitStack() as subscribers:
+        for _ in range(200):
+            subscribers.enter_context(tail.bell(Filter().interests))
+        for number in range(40):
+            await store.append(an_append(f"t-{number}"))
+            assert len(tail._to_ring) <= 200
+        await until(lambda: not tail._to_ring)
+    await tail.close()
 
 
 async def test_the_tail_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

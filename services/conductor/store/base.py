@@ -201,7 +201,7 @@ class Store(Protocol):
         """
 
     async def leave(self, replica: str) -> None:
-        """Hands back all that the replica owns, at once; other replicas hear of it. An unknown name is ignored."""
+        """Hands back all that the replica owns, at once. An unknown name is ignored."""
 
     async def ended_before(self, newest: int) -> int:
         """Returns when the task ended behind which `newest` younger ended tasks stand, in nanoseconds; 0: none did."""
@@ -244,7 +244,7 @@ class GroupCommit:
         """Waits until the append is durable or refused."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((append, future))
-        if self._writer is None:
+        if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
         return await future
 

@@ -124,7 +124,7 @@ class PostgresStore(Store):
             raise unavailable(error) from error
 
     async def leave(self, replica: str) -> None:
-        await self._run(lambda db: db.execute(sql.LEAVE, replica, self._writer.channel))
+        await self._run(lambda db: db.execute(sql.LEAVE, replica))
 
     async def ended_before(self, newest: int) -> int:
         found: int | None = await self._read(lambda db: db.fetchval(sql.ENDED_BEFORE, newest))

@@ -78,9 +78,7 @@ class Bell:
             self._saw(await self._connection.fetchval(sql.HEAD))
 
     def _heard(self, _: Any, pid: int, __: str, head: object) -> None:
-        if head == "":  # somebody left
-            self._ring(())
-        elif not self._is_own(pid):
+        if not self._is_own(pid):
             self._saw(int(str(head)))
 
     def _saw(self, head: int) -> None:

@@ -194,7 +194,7 @@ def _events(place: int, append: Append) -> Sequence[Sequence[Any]]:
 
 
 def outcomes(batch: Sequence[Append], rows: Sequence[Any]) -> list[Outcome]:
-    """Reads what COMMIT returned; who is not in it was refused."""
+    """Reads what the statement returned; who is not in it was refused."""
     found: list[Outcome] = [Conflict()] * len(batch)
     for place, pos, fingerprint, response in rows:
         append = batch[place]

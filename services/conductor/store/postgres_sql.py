@@ -50,7 +50,7 @@ PAGES: Mapping[str | None, str] = {
 REPLICAS = "SELECT id FROM replicas"
 JOIN = "INSERT INTO replicas(id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET beat_at = now()"
 BEAT = "UPDATE replicas SET beat_at = now() WHERE id = $1 RETURNING id"
-LEAVE = "DELETE FROM replicas WHERE id = $1 RETURNING pg_notify($2, '')"
+LEAVE = "DELETE FROM replicas WHERE id = $1"
 EXPIRE = "DELETE FROM replicas WHERE beat_at < now() - $1::interval"
 FORGET = f"""
 DELETE FROM requests WHERE key = ANY (ARRAY(
