@@ -89,7 +89,7 @@ class System:
                 self._folder, environ=environ, only=self._kinds, commands=self._commands, replicas=self._replicas
             )
             await self.stack.start()
-        except BaseException:
+        except BaseException:  # also when cancelled: no server may outlive a failed start
             await self._stop_postgres()
             raise
         self._pin()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from services.conductor import lease
 from services.conductor.lease import Lease
 from services.conductor.store.base import Store, StoreUnavailable
 from services.conductor.store.engine import open_store
@@ -394,3 +395,14 @@ def test_only_what_is_known_to_be_gone_counts_as_gone() -> None:
     assert is_gone(f"{place}/{pid}/{int(started) - 1}/{nonce}")  # another process had this number before
     for elsewhere in (f"x{place}/4194305/1/n", "", "/", "a-1", "//", f"{place}/", f"{place}/x/1/n", "/1/1/n"):
         assert not is_gone(elsewhere), elsewhere
+
+
+async def test_a_stop_does_not_wait_for_a_store_that_does_not_answer(
+    memory: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEAVE_S", 0.05)
+    a = await Replica(memory, "a").start()
+    a.line.down("leave")
+    async with asyncio.timeout(2):
+        await a.lease.stop()
+    assert not a.lease.held

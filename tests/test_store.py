@@ -164,9 +164,7 @@ async def test_positions_are_gapless_and_in_commit_order_under_64_concurrent_wri
     await asyncio.gather(*map(write, range(64)))
     events = await log_of(store)
     check_gapless(events)
-    while len(read) < len(events):
-        assert not reader.done()
-        await asyncio.sleep(0.001)
+    await until(lambda: len(read) >= len(events) or reader.done())
     reader.cancel()
     assert read == [event.sequence for event in events]
 
@@ -458,3 +456,12 @@ async def test_pruning_under_load_keeps_positions_and_what_is_still_open(store: 
     positions = [event.sequence for event in events]
     assert len(events) == 8 * 4 and positions == sorted(set(positions))
     assert len(await store.list(Listing("task", limit=100))) == 16
+
+
+async def test_a_listener_that_fails_stops_nobody_who_appends_later(store: Store) -> None:
+    def fails(_: Sequence[event_pb2.Event]) -> None:
+        raise RuntimeError("a listener's bug")
+
+    store.on_commit(fails)
+    for number in range(3):
+        assert await asyncio.wait_for(store.append(an_append(f"t-{number}")), 5) == Appended(number + 1, 1)

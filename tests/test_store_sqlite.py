@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -296,4 +297,15 @@ async def test_an_expired_request_key_is_forgotten(tmp_path: Path) -> None:
     assert await store.answer("r-1") is None
     assert isinstance(await store.append(an_append("t-2", request=a_key("r-1"))), Appended)
     assert await store.answer("r-1") is not None
+    await store.close()
+
+
+async def test_who_asks_for_tasks_is_alive_and_is_never_given_its_own_again(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "log.db")
+    await store.join("me")
+    await store.append(an_append("t-1", owner="me"))
+    for _ in range(3):
+        time.sleep(0.002)  # noqa: ASYNC251  longer than the lease below, as a claim on a disk that hangs
+        assert list(await store.claim("me", 0.001, 10)) == []
+    assert (await store.stream(("task", "t-1"))).epoch == 1
     await store.close()

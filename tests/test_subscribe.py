@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
+import pytest
 from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2, task_pb2
+from google.protobuf import duration_pb2
 
 from services.common.errors import Reason
+from services.conductor import subscribe as subscribe_module
 from services.conductor.store.base import Append, StoreUnavailable, View
 from services.conductor.subscribe import TAIL
 from tests.conftest import Running, until
@@ -56,7 +59,7 @@ async def refusal_of(call: Any) -> tuple[grpc.StatusCode, error_pb2.ErrorReason.
 async def fill(running: Running, count: int, name: str = "bulk", size: int = 0, **view: str) -> None:
     """Appends `count` events of one stream to the log, past the actor."""
     fields = {"project_id": "", "desktop_id": "", **view}
-    shown = View(1, False, created_at=1, state=b"", **fields)
+    shown = View(1, 1, created_at=1, state=b"", **fields)
     version = 0
     while version < count:
         step = min(500, count - version)
@@ -337,3 +340,20 @@ async def test_a_cursor_of_another_log_is_refused_where_it_is_told(start: Start)
     assert len(await take(subscribe(running, after_sequence=3, log_id=told.log_id), 4)) == 4
     out = grpc.StatusCode.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_OUT_OF_RANGE
     assert await refusal_of(subscribe(running, after_sequence=3, log_id="another")) == out
+
+
+async def test_a_repeat_waits_for_the_end_also_when_the_beginning_has_left_memory(
+    start: Start, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribe_module, "TAIL", 5)
+    running = await start()
+    workers.research = hangs
+    asked = {"objective": "Why?", "output_mode": 1, "request_id": "r-1"}
+    first = await running.stub.Execute(conductor_pb2.ExecuteRequest(**asked))
+    await fill(running, 20)
+    again = conductor_pb2.ExecuteRequest(**asked, wait=duration_pb2.Duration(seconds=30))
+    waiting = asyncio.ensure_future(running.stub.Execute(again))
+    await until(lambda: running.tail._ends)
+    await running.stub.CancelTask(conductor_pb2.CancelTaskRequest(task_id=first.task_id))
+    answer = await asyncio.wait_for(waiting, 10)
+    assert (answer.task_id, answer.status) == (first.task_id, task_pb2.TASK_STATUS_CANCELLED)

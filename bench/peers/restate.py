@@ -1,8 +1,8 @@
 """Restate beside Conductor: the same job, on the same machine, one after the other. Nothing of the project needs it.
 
-    python3 -m venv /tmp/peer && /tmp/peer/bin/pip install restate-sdk hypercorn aiohttp
-    npm install --prefix /tmp/peer @restatedev/restate-server
-    /tmp/peer/bin/python -m bench.peers.restate /tmp/peer/node_modules/@restatedev/*/bin/restate-server [--quick]
+    python3 -m venv var/peer && var/peer/bin/pip install restate-sdk hypercorn aiohttp
+    npm install --prefix var/peer @restatedev/restate-server
+    var/peer/bin/python -m bench.peers.restate var/peer/node_modules/@restatedev/*/bin/restate-server [--quick]
 
 `run`: steps inside the engine, one hypercorn process. `call`: steps are services of their own, still in that one
 process. `apart`: the same with three processes, as Conductor's workers are. The server runs with its defaults: a

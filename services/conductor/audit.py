@@ -164,7 +164,7 @@ class _Stream:
             parts = [(name, getattr(row, name), getattr(folded, name)) for name in EXACT]
             # As messages: equal states may have different bytes, for maps have no order.
             parts.append(("state", *(self._message.FromString(view.state) for view in (row, folded))))
-        except Exception as error:  # as above
+        except Exception as error:  # damaged bytes again: that they cannot be read is the finding
             return self._finding(f"its row cannot be read: {type(error).__name__}")
         differs = [name for name, shown, found in parts if shown != found]
         if row.ended_at != folded.ended_at and (folded.ended_at is None or row.ended_at != folded.created_at):

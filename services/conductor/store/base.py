@@ -1,6 +1,7 @@
 """The log behind one small interface, its value types, and group commit, which every engine shares."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -11,6 +12,8 @@ from services.common.errors import Reason, Refusal
 
 Kind: TypeAlias = Literal["task", "project"]
 Key: TypeAlias = tuple[Kind, str]
+
+log = logging.getLogger(__name__)
 
 MAX_BATCH = 512  # appends in one transaction: bounds how long the first of them waits
 
@@ -244,7 +247,7 @@ class GroupCommit:
         """Waits until the append is durable or refused."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((append, future))
-        if self._writer is None or self._writer.done():
+        if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         return await future
 
@@ -284,7 +287,10 @@ class GroupCommit:
                 event.sequence, event.stream_sequence = first + i, append.version + i
                 events.append(event)
         if events:
-            self._committed(events)
+            try:
+                self._committed(events)
+            except Exception:  # a bug of who only listens must not keep anybody from writing
+                log.exception("a listener to commits failed")
 
     def _take(self) -> list[tuple[Append, asyncio.Future[Outcome]]]:
         """Takes the next batch: in order, and each key and each request key once."""

@@ -84,7 +84,7 @@ class SqliteStore(Store):
             _migrate(self._connection)
             self._head: int = queries.one(self._connection, "SELECT pos FROM log_head")
             self.log_id: str = queries.one(self._connection, "SELECT store_id FROM meta")
-        except BaseException as error:
+        except BaseException as error:  # also when interrupted: the lock must not outlive a failed start
             self._abandon()
             if isinstance(error, apsw.Error):
                 raise ConfigError(f"The store {path} cannot be opened: {error}.") from error
@@ -154,7 +154,7 @@ class SqliteStore(Store):
             if self._head != head:
                 cursor.execute("UPDATE log_head SET pos = ?", (self._head,))
             cursor.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # whatever it is, nothing of the batch was kept; the caller is told
             self._head = head
             if not self._connection.getautocommit():
                 cursor.execute("ROLLBACK")
