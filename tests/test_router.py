@@ -330,8 +330,8 @@ async def foreign() -> AsyncIterator[tuple[Foreign, GrpcRouter]]:
 
 async def test_every_code_without_a_reason_still_ends_the_call_once(foreign: tuple[Foreign, GrpcRouter]) -> None:
     workers, router = foreign
-    late, gone = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE
-    known = {gone: Reason.ERROR_REASON_WORKER_UNAVAILABLE, late: Reason.ERROR_REASON_WORKER_TIMEOUT}
+    late, gone = grpc.StatusCode.DEADLINE_EXCEEDED, (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    known = dict.fromkeys(gone, Reason.ERROR_REASON_WORKER_UNAVAILABLE) | {late: Reason.ERROR_REASON_WORKER_TIMEOUT}
     for code in set(grpc.StatusCode) - {grpc.StatusCode.OK}:
         workers.code = code
         research, run = (await ask(router, RESEARCHER)).error, (await ask(router, TERMINAL)).error
@@ -339,6 +339,20 @@ async def test_every_code_without_a_reason_still_ends_the_call_once(foreign: tup
         assert research.metadata["capability"] == "CAPABILITY_RESEARCHER"
         explained = {late: known[late], grpc.StatusCode.UNIMPLEMENTED: Reason.ERROR_REASON_WORKER_FAILED}
         assert run.reason == explained.get(code, Reason.ERROR_REASON_OUTCOME_UNKNOWN), code  # it had started
+
+
+async def test_what_a_worker_that_stops_has_not_done_may_be_asked_again() -> None:
+    for _ in range(5):
+        workers = await Workers().start()
+        router = GrpcRouter(workers.targets())
+        await ask(router, RESEARCHER)
+        calls = [asyncio.create_task(ask(router, RESEARCHER)) for _ in range(200)]
+        await until(lambda workers=workers: len(workers.seen) > 20)
+        await workers.service.stop(1)
+        errors = [answer.error for answer in await asyncio.gather(*calls) if answer.HasField("error")]
+        assert all(error.reason == Reason.ERROR_REASON_WORKER_UNAVAILABLE for error in errors), errors
+        await router.close()
+        await workers.stop()
 
 
 async def test_a_service_of_another_kind_is_told_apart(foreign: tuple[Foreign, GrpcRouter]) -> None:

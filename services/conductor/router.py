@@ -35,6 +35,8 @@ REPORT_READ_S = 10.0
 BALANCED = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
 # Codes after which it is known without a reason what became of a command: it was late, or nobody there runs commands.
 EXPLAINED = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED})
+# A server that stops answers CANCELLED to what it had not begun; when we cancel a call ourselves, nobody looks here.
+GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 class GrpcRouter:
@@ -232,7 +234,7 @@ def _error_of(
     if isinstance(error, TimeoutError) or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         text = f"{name} did not answer within {timeout:g} s. Give it more time in hints, or look at its log."
         return typed(Reason.ERROR_REASON_WORKER_TIMEOUT, text, capability=name, timeout_s=f"{timeout:g}")
-    if error.code() == grpc.StatusCode.UNAVAILABLE:
+    if error.code() in GONE:
         text = f"{name} went away during the call. Look at its log."
         return typed(Reason.ERROR_REASON_WORKER_UNAVAILABLE, text, capability=name)
     return _unexplained(capability, error.code().name)
