@@ -17,7 +17,7 @@ from conductor.v1 import conductor_pb2, event_pb2, project_pb2
 
 from bench.driver import fresh
 from ops.layout import free_ports
-from services.common.server import Context
+from services.common.boundary import Context
 
 READY_S = 10.0
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from conductor.v1 import report_writer_pb2, report_writer_pb2_grpc, researcher_pb2, researcher_pb2_grpc
 
+from services.common.boundary import Context
 from services.common.config import ReportWriterSettings, ResearcherSettings, load
-from services.common.server import Context, Service, run
+from services.common.server import Service, run
 
 FINDING_BYTES = 2048
 RESEARCH_S = (0.1, 0.6)  # of the crash test; the same correlation id always takes the same time
@@ -95,14 +96,14 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
 
 
 def _researcher(ledger: Ledger | None) -> Service:
-    service = Service(load(ResearcherSettings).listen, ["conductor.v1.Researcher"])
+    service = Service(load(ResearcherSettings).listen, ["conductor.v1.Researcher"], multiplexed=True)
     researcher_pb2_grpc.add_ResearcherServicer_to_server(Researcher(ledger), service.server)
     return service
 
 
 def _report_writer(ledger: Ledger | None) -> Service:
     settings = load(ReportWriterSettings)
-    service = Service(settings.listen, ["conductor.v1.ReportWriter"])
+    service = Service(settings.listen, ["conductor.v1.ReportWriter"], multiplexed=True)
     writer = ReportWriter(settings.root, ledger)
     report_writer_pb2_grpc.add_ReportWriterServicer_to_server(writer, service.server)
     return service

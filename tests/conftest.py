@@ -14,7 +14,8 @@ import grpc
 import pytest
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, task_pb2
 
-from services.common.server import Service, new_id
+from services.common.boundary import new_id
+from services.common.server import Service
 from services.conductor.__main__ import FULL_NAME, MAX_REQUEST_BYTES
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi

@@ -64,7 +64,10 @@ class Workers(
     terminal_pb2_grpc.TerminalServicer,
     report_writer_pb2_grpc.ReportWriterServicer,
 ):
-    """The three workers on one port; scripts may be replaced at any time. `seen` holds every request."""
+    """The three workers on one port; scripts may be replaced at any time. `seen` holds every request.
+
+    Not multiplexed, they are called rpc by rpc, as somebody else's workers may have to be.
+    """
 
     research: Script = finds
     run: Script = runs
@@ -73,6 +76,7 @@ class Workers(
     seen: list[Any] = field(default_factory=list)
     cancelled: list[Any] = field(default_factory=list)
     port: int = 0
+    multiplexed: bool = True
 
     async def Research(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for message in self._play(self.research, request):
@@ -105,7 +109,7 @@ class Workers(
 
     async def start(self, port: int = 0) -> "Workers":
         names = [f"conductor.v1.{name}" for name in ("Researcher", "Terminal", "ReportWriter")]
-        self.service = Service(f"127.0.0.1:{port}", names)
+        self.service = Service(f"127.0.0.1:{port}", names, multiplexed=self.multiplexed)
         researcher_pb2_grpc.add_ResearcherServicer_to_server(self, self.service.server)
         terminal_pb2_grpc.add_TerminalServicer_to_server(self, self.service.server)
         report_writer_pb2_grpc.add_ReportWriterServicer_to_server(self, self.service.server)

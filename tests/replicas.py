@@ -20,7 +20,8 @@ from conductor.v1 import (
     terminal_pb2,
 )
 
-from services.common.server import Service, new_id
+from services.common.boundary import new_id
+from services.common.server import Service
 from services.conductor.__main__ import FULL_NAME, MAX_REQUEST_BYTES
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi

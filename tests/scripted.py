@@ -18,9 +18,10 @@ from google.api import httpbody_pb2
 from google.protobuf.message import Message
 
 from ops.health import SETTINGS
+from services.common.boundary import Context
 from services.common.config import ConfigError, load
 from services.common.errors import Reason, Refusal
-from services.common.server import Context, Service, run
+from services.common.server import Service, run
 
 NAME = "conductor.v1.Conductor"
 MISSING = "missing"  # the task id that is not found

@@ -36,7 +36,7 @@ IMPURE = {
     "threading",
 }
 IMPURE |= {"datetime", "grpc_status", "uvloop", "apsw", "pathlib", "tempfile", "io"}
-STUB_PLACES = {"api.py", "router.py", "service.py", "__main__.py", "server.py"}
+STUB_PLACES = {"api.py", "lines.py", "multiplex.py", "service.py", "__main__.py", "server.py"}
 ENGINES = ("services.conductor.store.sqlite", "services.conductor.store.postgres")
 
 
@@ -197,10 +197,10 @@ def _environment(source: Source) -> Iterator[int]:
         yield from (line for line, name in source.imports() if name in ("os.environ", "os.getenv", "os.environb"))
 
 
-@rule("only status.py makes a status of an error, and only server.py asks it to")
+@rule("only status.py makes a status of an error, and only boundary.py asks it to")
 def _status(source: Source) -> Iterator[int]:
     if source.service and source.path != "services/common/status.py":
-        if source.path != "services/common/server.py":
+        if source.path != "services/common/boundary.py":
             yield from source.uses("to_status", "abort_with_status")
         yield from source.uses("status_pb2", "abort", "set_code", "set_details")
         yield from (line for line, name in source.imports() if "status_pb2" in name)

@@ -92,6 +92,13 @@ def raises(error: Exception) -> Callable[[Any], Awaitable[Sequence[Any]]]:
     return play
 
 
+@pytest.fixture(params=[True, False], ids=["multiplexed", "rpc by rpc"])
+async def workers(request: pytest.FixtureRequest) -> AsyncIterator[Workers]:
+    workers = await Workers(multiplexed=request.param).start()
+    yield workers
+    await workers.stop()
+
+
 @pytest.fixture
 async def router(workers: Workers) -> AsyncIterator[GrpcRouter]:
     router = GrpcRouter(workers.targets())
@@ -341,9 +348,10 @@ async def test_every_code_without_a_reason_still_ends_the_call_once(foreign: tup
         assert run.reason == explained.get(code, Reason.ERROR_REASON_OUTCOME_UNKNOWN), code  # it had started
 
 
-async def test_what_a_worker_that_stops_has_not_done_may_be_asked_again() -> None:
+@pytest.mark.parametrize("multiplexed", [True, False])
+async def test_what_a_worker_that_stops_has_not_done_may_be_asked_again(multiplexed: bool) -> None:
     for _ in range(5):
-        workers = await Workers().start()
+        workers = await Workers(multiplexed=multiplexed).start()
         router = GrpcRouter(workers.targets())
         await ask(router, RESEARCHER)
         calls = [asyncio.create_task(ask(router, RESEARCHER)) for _ in range(200)]

@@ -1,5 +1,7 @@
 """Carries a Refusal over the wire as google.rpc.Status with details (AIP-193), and a callee's error back."""
 
+from typing import TypeAlias
+
 import grpc
 from conductor.v1 import error_pb2
 from google.protobuf import any_pb2, message
@@ -8,7 +10,10 @@ from grpc_status import rpc_status
 
 from services.common.errors import Reason, Refusal, row_of
 
+Status: TypeAlias = status_pb2.Status
 DOMAIN = "conductor.v1"
+DETAILS = "grpc-status-details-bin"  # google.rpc.Status in a call's trailers (gRPC, richer error model)
+CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 # Trailers hold 8 KiB with most clients; the message travels three times, once percent-encoded.
 MAX_TEXT = 500  # bytes of a message
 MAX_METADATA = 1000  # bytes of all metadata, keys and values
@@ -75,6 +80,25 @@ def from_rpc_error(error: grpc.RpcError) -> error_pb2.TypedError | None:
         if detail.Unpack(found):
             return found
     return None
+
+
+def as_message(wire: grpc.Status) -> Status:
+    """Returns as a message what a call would end with."""
+    details = dict(wire.trailing_metadata or ()).get(DETAILS, b"")
+    whole = Status.FromString(details) if isinstance(details, bytes) else Status()
+    whole.code, whole.message = wire.code.value[0], wire.details or ""
+    return whole
+
+
+def as_error(status: Status) -> grpc.aio.AioRpcError:
+    """Returns what a call that ends with this status raises."""
+    trailers = ((DETAILS, status.SerializeToString()),) if status.details else ()
+    return rpc_error(CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, *trailers)
+
+
+def rpc_error(code: grpc.StatusCode, text: str, *trailers: tuple[str, bytes]) -> grpc.aio.AioRpcError:
+    """Returns what a call raises that ends with a code and a text."""
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers), details=text)
 
 
 def _pack(detail: message.Message) -> any_pb2.Any:

@@ -6,8 +6,9 @@ import time
 
 from conductor.v1 import conductor_pb2_grpc, task_pb2
 
+from services.common.boundary import new_id
 from services.common.config import ConductorSettings, load
-from services.common.server import Service, new_id, run
+from services.common.server import Service, run
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
 from services.conductor.lease import Lease

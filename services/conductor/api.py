@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, task_pb2
 from google.api import httpbody_pb2
 
+from services.common.boundary import Context, correlation_id, new_id
 from services.common.errors import Reason, Refusal
-from services.common.server import Context, correlation_id, new_id
 from services.conductor.actor import Actor
 from services.conductor.events import SNAPSHOT
 from services.conductor.mailbox import Caller

@@ -9,17 +9,17 @@ from conductor.v1 import (
     error_pb2,
     event_pb2,
     report_writer_pb2,
-    report_writer_pb2_grpc,
     researcher_pb2,
-    researcher_pb2_grpc,
     task_pb2,
     terminal_pb2,
-    terminal_pb2_grpc,
 )
+from google.protobuf.message import Message
 
 from services.common.errors import Reason, Refusal, typed
-from services.common.server import CHANNEL_OPTIONS, CORRELATION_HEADER, MAX_MESSAGE_BYTES
+from services.common.multiplex import FRAME_BYTES
+from services.common.server import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
 from services.common.status import from_rpc_error
+from services.conductor.lines import Answer, Lines, Method, single
 from services.conductor.protocol import MAX_PROGRESS, Answered, CallWorker, Command, Progressed
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,17 @@ KEPT_OUTPUT_BYTES = 256 * 1024  # of each stream of a command, in the log and th
 MAX_RESULT_BYTES = 3 * 1024 * 1024
 CONNECT_S = 2.0  # how long a worker may take to accept a connection before it counts as unavailable
 REPORT_READ_S = 10.0
-# Every address a target names gets its share of calls; one that is down gets none.
-BALANCED = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
+OPTIONS = (
+    *CHANNEL_OPTIONS,
+    # Every address a target names gets its share of calls; one that is down gets none.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + FRAME_BYTES),
+)
+# A result becomes an event, and gRPC clients take 4 MiB by default.
+RESEARCH = Method("/conductor.v1.Researcher/Research", researcher_pb2.ResearchResponse, MAX_RESULT_BYTES)
+RUN = Method("/conductor.v1.Terminal/Run", terminal_pb2.RunResponse, MAX_RESULT_BYTES)
+WRITE = Method("/conductor.v1.ReportWriter/WriteReport", report_writer_pb2.WriteReportResponse, MAX_MESSAGE_BYTES)
+READ = Method("/conductor.v1.ReportWriter/GetReport", report_writer_pb2.GetReportResponse, MAX_MESSAGE_BYTES)
 # Codes after which it is known without a reason what became of a command: it was late, or nobody there runs commands.
 EXPLAINED = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED})
 # A server that stops answers CANCELLED to what it had not begun; when we cancel a call ourselves, nobody looks here.
@@ -48,13 +57,11 @@ class GrpcRouter:
 
     def __init__(self, targets: Mapping[task_pb2.Capability.ValueType, str]) -> None:
         self._channels = {
-            capability: grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, BALANCED, _limit(capability)))
-            for capability, target in targets.items()
+            capability: grpc.aio.insecure_channel(target, options=OPTIONS) for capability, target in targets.items()
         }
         self._stopped = False
-        self._researcher = researcher_pb2_grpc.ResearcherStub(self._channels[Capability.CAPABILITY_RESEARCHER])
-        self._terminal = terminal_pb2_grpc.TerminalStub(self._channels[Capability.CAPABILITY_TERMINAL])
-        self._writer = report_writer_pb2_grpc.ReportWriterStub(self._channels[Capability.CAPABILITY_REPORT_WRITER])
+        self._researcher = Lines(self._channels[Capability.CAPABILITY_RESEARCHER])
+        self._writer = Lines(self._channels[Capability.CAPABILITY_REPORT_WRITER])
         self._calls: dict[str, asyncio.Task[None]] = {}
 
     def call(self, call: CallWorker, deliver: Deliver) -> None:
@@ -82,6 +89,7 @@ class GrpcRouter:
     async def close(self) -> None:
         """Stops, and closes the channels."""
         await self.stop()
+        await asyncio.gather(self._researcher.close(), self._writer.close())
         for channel in self._channels.values():
             await channel.close()
 
@@ -89,10 +97,9 @@ class GrpcRouter:
         """Returns a report's text. Raises Refusal with the writer's reason, or WORKER_UNAVAILABLE."""
         request = report_writer_pb2.GetReportRequest(path=path)
         try:
-            response: report_writer_pb2.GetReportResponse = await self._writer.GetReport(
-                request, timeout=REPORT_READ_S, metadata=((CORRELATION_HEADER, correlation_id),)
-            )
-        except grpc.aio.AioRpcError as error:
+            async with asyncio.timeout(REPORT_READ_S):
+                response = await _one(self._writer, READ, request, REPORT_READ_S, correlation_id)
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
             raise Refusal.passing_on(_error_of(error, Capability.CAPABILITY_REPORT_WRITER, REPORT_READ_S)) from error
         return response.content
 
@@ -132,41 +139,40 @@ class GrpcRouter:
             return await self._research(call, request, deliver)
         if isinstance(request, terminal_pb2.RunRequest):
             return await self._run(call, request)
-        metadata = ((CORRELATION_HEADER, request.provenance.correlation_id),)
-        report = await self._writer.WriteReport(request, timeout=call.timeout, metadata=metadata)
+        report = await _one(self._writer, WRITE, request, call.timeout, request.provenance.correlation_id)
         return event_pb2.WorkerResult(report=report)
 
     async def _research(
         self, call: CallWorker, request: researcher_pb2.ResearchRequest, deliver: Deliver
     ) -> event_pb2.WorkerResult:
-        stream = self._researcher.Research(request, timeout=call.timeout)
         told = 0
-        async for response in stream:
-            if response.WhichOneof("event") == "result":
-                stream.cancel()  # whatever else it may say no longer counts
-                return event_pb2.WorkerResult(research=_checked(response.result))
-            told += 1
-            if told <= MAX_PROGRESS:
-                deliver(Progressed(call.call_id, _progress(call, response.progress)))
+        async with self._researcher.call(RESEARCH, request, call.timeout, request.correlation_id) as responses:
+            async for response in responses:
+                if response.WhichOneof("event") == "result":  # whatever else it may say no longer counts
+                    return event_pb2.WorkerResult(research=_checked(response.result))
+                told += 1
+                if told <= MAX_PROGRESS:
+                    deliver(Progressed(call.call_id, _progress(call, response.progress)))
         raise _no_result(call.capability)
 
     async def _run(self, call: CallWorker, request: terminal_pb2.RunRequest) -> event_pb2.WorkerResult:
         output = _Output()
-        stream = self._terminal.Run(request, timeout=call.timeout)
+        channel = self._channels[call.capability]
         try:
-            async for response in stream:
-                if response.WhichOneof("event") == "chunk":
-                    output.add(response.chunk)
-                elif response.WhichOneof("event") == "result":
-                    return event_pb2.WorkerResult(command=output.record(request.command, response.result))
+            # A call of its own: what a command writes wants the flow control of a stream of its own, and leaving the
+            # call kills the command.
+            async with single(channel, RUN, request, call.timeout, request.correlation_id) as responses:
+                async for response in responses:
+                    if response.WhichOneof("event") == "chunk":
+                        output.add(response.chunk)
+                    elif response.WhichOneof("event") == "result":
+                        return event_pb2.WorkerResult(command=output.record(request.command, response.result))
         except grpc.aio.AioRpcError as error:
             cause = from_rpc_error(error)
             unexplained = cause is None or cause.reason == Reason.ERROR_REASON_INTERNAL
             if unexplained and error.code() not in EXPLAINED:
                 raise _outcome_unknown(call.call_id) from error
             raise
-        finally:
-            stream.cancel()  # after the result nothing it may say counts; on the way out it kills the command
         raise _no_result(call.capability)
 
 
@@ -199,10 +205,12 @@ class _Output:
         )
 
 
-def _limit(capability: task_pb2.Capability.ValueType) -> tuple[str, int]:
-    """Bounds what a worker may answer: a result becomes an event, and gRPC clients take 4 MiB by default."""
-    report = capability == Capability.CAPABILITY_REPORT_WRITER
-    return "grpc.max_receive_message_length", MAX_MESSAGE_BYTES if report else MAX_RESULT_BYTES
+async def _one(lines: Lines, method: Method[Answer], request: Message, seconds: float, correlation_id: str) -> Answer:
+    """Makes a unary call."""
+    async with lines.call(method, request, seconds, correlation_id) as answers:
+        async for answer in answers:
+            return answer
+    raise _no_result(Capability.CAPABILITY_REPORT_WRITER)
 
 
 def _progress(call: CallWorker, said: researcher_pb2.ResearchProgress) -> event_pb2.TaskProgress:

@@ -17,7 +17,7 @@ async def serve(stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then finishes the calls under way."""
     settings = load(ReportWriterSettings)
     folder = await asyncio.to_thread(Folder.open, settings.root)
-    service = Service(settings.listen, [FULL_NAME], max_calls=settings.max_calls)
+    service = Service(settings.listen, [FULL_NAME], max_calls=settings.max_calls, multiplexed=True)
     report_writer_pb2_grpc.add_ReportWriterServicer_to_server(ReportWriter(folder, settings.max_bytes), service.server)
     await service.start()
     log.info("listening on %s, port %d, reports in %s", settings.listen, service.port, settings.root)

@@ -8,8 +8,8 @@ import logging
 
 from conductor.v1 import report_writer_pb2, report_writer_pb2_grpc
 
+from services.common.boundary import Context, correlation_id
 from services.common.errors import Reason, Refusal
-from services.common.server import Context, correlation_id
 from services.report_writer import report
 from services.report_writer.files import Folder, NotAReport
 

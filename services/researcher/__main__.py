@@ -21,7 +21,7 @@ async def serve(stop: asyncio.Event) -> None:
     settings = load(ResearcherSettings)
     html = HtmlParser()
     research = Research(label_roots(settings.roots), Corpus(html, settings.max_file_bytes, settings.max_bytes))
-    service = Service(settings.listen, [FULL_NAME], max_calls=settings.max_calls)
+    service = Service(settings.listen, [FULL_NAME], max_calls=settings.max_calls, multiplexed=True)
     researcher_pb2_grpc.add_ResearcherServicer_to_server(Researcher(settings, research), service.server)
     await service.start()
     roots = ", ".join(map(str, settings.roots))

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 from conductor.v1 import researcher_pb2, researcher_pb2_grpc
 
+from services.common.boundary import Context, correlation_id
 from services.common.config import ResearcherSettings
-from services.common.server import Context, correlation_id
 from services.researcher.research import STEPS, Question, Research, Say
 from services.researcher.watch import Cancelled, Watch
 

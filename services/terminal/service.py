@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from conductor.v1 import terminal_pb2, terminal_pb2_grpc
 from google.protobuf import timestamp_pb2
 
+from services.common.boundary import Context, correlation_id
 from services.common.config import TerminalSettings
-from services.common.server import Context, correlation_id
 from services.terminal import limits, refusals
 from services.terminal.policy import Isolation, Order
 from services.terminal.running import Chunk, Ended, Lost, Running, Started

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from conductor.v1 import researcher_pb2, researcher_pb2_grpc, terminal_pb2, terminal_pb2_grpc
 
+from services.common.boundary import Context
 from services.common.config import ResearcherSettings, TerminalSettings, load
 from services.common.errors import Reason, Refusal
-from services.common.server import Context, Service, run
+from services.common.server import Service, run
 from tests.chaos.history import answer_of, luck_of
 
 FULL = 0.03  # share of calls that find the worker full
@@ -93,7 +94,7 @@ async def serve(stop: asyncio.Event) -> None:
     pace = Pace(seed, name, os.getpid())
     if name == "researcher":
         settings: ResearcherSettings | TerminalSettings = load(ResearcherSettings)
-        service = Service(settings.listen, ["conductor.v1.Researcher"])
+        service = Service(settings.listen, ["conductor.v1.Researcher"], multiplexed=True)
         researcher_pb2_grpc.add_ResearcherServicer_to_server(ScriptedResearcher(pace), service.server)
     else:
         settings = load(TerminalSettings)
