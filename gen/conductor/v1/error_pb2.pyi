@@ -161,6 +161,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The required sandbox cannot be set up on this machine; nothing ran. FAILED_PRECONDITION.
     Sample: {"layer": "landlock", "errno": "ENOSYS"}
     """
+    ERROR_REASON_PROGRAM_REFUSED: _ErrorReason.ValueType  # 32
+    """The operator's policy does not let this program run, or not like this; nothing ran. PERMISSION_DENIED.
+    Sample: {"program": "/usr/bin/curl"}
+    """
+    ERROR_REASON_FILE_NOT_FOUND: _ErrorReason.ValueType  # 33
+    """There is no such workspace or file, or it is nothing that may be read. NOT_FOUND.
+    Sample: {"workspace": "task-1", "path": "out/model.bin"}
+    """
     ERROR_REASON_REPORT_WRITE_FAILED: _ErrorReason.ValueType  # 27
     """The report could not be stored durably. UNAVAILABLE, retryable. Sample: {"errno": "ENOSPC"}"""
     ERROR_REASON_REPORT_NAME_REFUSED: _ErrorReason.ValueType  # 28
@@ -269,6 +277,14 @@ ERROR_REASON_COMMAND_NOT_STARTED: ErrorReason.ValueType  # 25
 ERROR_REASON_SANDBOX_UNAVAILABLE: ErrorReason.ValueType  # 26
 """The required sandbox cannot be set up on this machine; nothing ran. FAILED_PRECONDITION.
 Sample: {"layer": "landlock", "errno": "ENOSYS"}
+"""
+ERROR_REASON_PROGRAM_REFUSED: ErrorReason.ValueType  # 32
+"""The operator's policy does not let this program run, or not like this; nothing ran. PERMISSION_DENIED.
+Sample: {"program": "/usr/bin/curl"}
+"""
+ERROR_REASON_FILE_NOT_FOUND: ErrorReason.ValueType  # 33
+"""There is no such workspace or file, or it is nothing that may be read. NOT_FOUND.
+Sample: {"workspace": "task-1", "path": "out/model.bin"}
 """
 ERROR_REASON_REPORT_WRITE_FAILED: ErrorReason.ValueType  # 27
 """The report could not be stored durably. UNAVAILABLE, retryable. Sample: {"errno": "ENOSPC"}"""

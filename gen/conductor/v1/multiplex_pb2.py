@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onductor/v1/multiplex.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"i\n\x0c\x43\x61rryRequest\x12\x37\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x19.conductor.v1.CarriedCallB\r\xe2\x41\x01\x01\xbaH\x06\x92\x01\x03\x10\x80\x08\x12 \n\tcancelled\x18\x02 \x03(\x04\x42\r\xe2\x41\x01\x01\xbaH\x06\x92\x01\x03\x10\x80\x08\"\xb2\x01\n\x0b\x43\x61rriedCall\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x06method\x18\x02 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01(\x80\x02\x12\x15\n\x07request\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x01\x12\x30\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12$\n\x0e\x63orrelation_id\x18\x05 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03(\x80\x08\"p\n\rCarryResponse\x12\x14\n\x06server\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07leaving\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x32\n\x07\x61nswers\x18\x03 \x03(\x0b\x32\x1b.conductor.v1.CarriedAnswerB\x04\xe2\x41\x01\x01\"e\n\rCarriedAnswer\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x11\n\x07message\x18\x02 \x01(\x0cH\x00\x12#\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x06\n\x04what2S\n\tMultiplex\x12\x46\n\x05\x43\x61rry\x12\x1a.conductor.v1.CarryRequest\x1a\x1b.conductor.v1.CarryResponse\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onductor/v1/multiplex.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"i\n\x0c\x43\x61rryRequest\x12\x37\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x19.conductor.v1.CarriedCallB\r\xe2\x41\x01\x01\xbaH\x06\x92\x01\x03\x10\x80\x08\x12 \n\tcancelled\x18\x02 \x03(\x04\x42\r\xe2\x41\x01\x01\xbaH\x06\x92\x01\x03\x10\x80\x08\"\xbc\x01\n\x0b\x43\x61rriedCall\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x06method\x18\x02 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01(\x80\x02\x12\x1f\n\x07request\x18\x03 \x01(\x0c\x42\x0e\xe2\x41\x01\x01\xbaH\x07z\x05\x18\x80\x80\x80\x08\x12\x30\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12$\n\x0e\x63orrelation_id\x18\x05 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03(\x80\x08\"p\n\rCarryResponse\x12\x14\n\x06server\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07leaving\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x32\n\x07\x61nswers\x18\x03 \x03(\x0b\x32\x1b.conductor.v1.CarriedAnswerB\x04\xe2\x41\x01\x01\"e\n\rCarriedAnswer\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x11\n\x07message\x18\x02 \x01(\x0cH\x00\x12#\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x06\n\x04what2S\n\tMultiplex\x12\x46\n\x05\x43\x61rry\x12\x1a.conductor.v1.CarryRequest\x1a\x1b.conductor.v1.CarryResponse\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,7 +44,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CARRIEDCALL'].fields_by_name['method']._loaded_options = None
   _globals['_CARRIEDCALL'].fields_by_name['method']._serialized_options = b'\342A\001\002\272H\007r\005\020\001(\200\002'
   _globals['_CARRIEDCALL'].fields_by_name['request']._loaded_options = None
-  _globals['_CARRIEDCALL'].fields_by_name['request']._serialized_options = b'\342A\001\001'
+  _globals['_CARRIEDCALL'].fields_by_name['request']._serialized_options = b'\342A\001\001\272H\007z\005\030\200\200\200\010'
   _globals['_CARRIEDCALL'].fields_by_name['timeout']._loaded_options = None
   _globals['_CARRIEDCALL'].fields_by_name['timeout']._serialized_options = b'\342A\001\001'
   _globals['_CARRIEDCALL'].fields_by_name['correlation_id']._loaded_options = None
@@ -60,11 +60,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CARRYREQUEST']._serialized_start=165
   _globals['_CARRYREQUEST']._serialized_end=270
   _globals['_CARRIEDCALL']._serialized_start=273
-  _globals['_CARRIEDCALL']._serialized_end=451
-  _globals['_CARRYRESPONSE']._serialized_start=453
-  _globals['_CARRYRESPONSE']._serialized_end=565
-  _globals['_CARRIEDANSWER']._serialized_start=567
-  _globals['_CARRIEDANSWER']._serialized_end=668
-  _globals['_MULTIPLEX']._serialized_start=670
-  _globals['_MULTIPLEX']._serialized_end=753
+  _globals['_CARRIEDCALL']._serialized_end=461
+  _globals['_CARRYRESPONSE']._serialized_start=463
+  _globals['_CARRYRESPONSE']._serialized_end=575
+  _globals['_CARRIEDANSWER']._serialized_start=577
+  _globals['_CARRIEDANSWER']._serialized_end=678
+  _globals['_MULTIPLEX']._serialized_start=680
+  _globals['_MULTIPLEX']._serialized_end=763
 # @@protoc_insertion_point(module_scope)

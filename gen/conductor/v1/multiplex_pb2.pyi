@@ -66,7 +66,7 @@ class CarriedCall(_message.Message):
     method: _builtins.str
     """The method's path, for example `/conductor.v1.Researcher/Research`."""
     request: _builtins.bytes
-    """The method's request message, serialized."""
+    """The method's request message, serialized, at most 16 MiB."""
     correlation_id: _builtins.str
     """What the header `x-correlation-id` says of a call of its own."""
     @_builtins.property

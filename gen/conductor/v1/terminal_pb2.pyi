@@ -21,6 +21,26 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Network:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Network.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NETWORK_UNSPECIFIED: _Network.ValueType  # 0
+    """Nothing: no sockets at all."""
+    NETWORK_LOOPBACK: _Network.ValueType  # 1
+    """Only itself, over a loopback of its own. Needs the strong tier and the operator's leave; PROGRAM_REFUSED without."""
+
+class Network(_Network, metaclass=_NetworkEnumTypeWrapper):
+    """Names what a command may reach."""
+
+NETWORK_UNSPECIFIED: Network.ValueType  # 0
+"""Nothing: no sockets at all."""
+NETWORK_LOOPBACK: Network.ValueType  # 1
+"""Only itself, over a loopback of its own. Needs the strong tier and the operator's leave; PROGRAM_REFUSED without."""
+Global___Network: _TypeAlias = Network  # noqa: Y015
+
 class _OutputStream:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -107,6 +127,10 @@ class _IsolationTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Isolati
     """Never sent."""
     ISOLATION_TIER_STANDARD: _IsolationTier.ValueType  # 1
     """Landlock, seccomp filter, resource limits and a supervisor; another user id when the service started as root."""
+    ISOLATION_TIER_STRONG: _IsolationTier.ValueType  # 2
+    """Namespaces of its own (bubblewrap), seccomp filter, resource limits and a supervisor."""
+    ISOLATION_TIER_NONE: _IsolationTier.ValueType  # 3
+    """Resource limits and a clean environment only: the operator asked for it in the service's settings."""
 
 class IsolationTier(_IsolationTier, metaclass=_IsolationTierEnumTypeWrapper):
     """Names a strength of isolation."""
@@ -115,6 +139,10 @@ ISOLATION_TIER_UNSPECIFIED: IsolationTier.ValueType  # 0
 """Never sent."""
 ISOLATION_TIER_STANDARD: IsolationTier.ValueType  # 1
 """Landlock, seccomp filter, resource limits and a supervisor; another user id when the service started as root."""
+ISOLATION_TIER_STRONG: IsolationTier.ValueType  # 2
+"""Namespaces of its own (bubblewrap), seccomp filter, resource limits and a supervisor."""
+ISOLATION_TIER_NONE: IsolationTier.ValueType  # 3
+"""Resource limits and a clean environment only: the operator asked for it in the service's settings."""
 Global___IsolationTier: _TypeAlias = IsolationTier  # noqa: Y015
 
 @_typing.final
@@ -150,6 +178,9 @@ class Command(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
     ALLOW_FAILURE_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     script: _builtins.str
     """A script for /bin/sh, at most 65,536 bytes without NUL. Excludes `argv`."""
     stdin: _builtins.bytes
@@ -162,6 +193,8 @@ class Command(_message.Message):
     """Whether an exit code other than 0 is an answer rather than a failure of the task. False by default. A limit
     or a signal that ends the command always fails the task.
     """
+    network: Global___Network.ValueType
+    """What it may reach over the network."""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The program and its arguments, no shell. 1 to 256 items of at most 32,768 bytes without NUL; the first must not
@@ -176,6 +209,18 @@ class Command(_message.Message):
     def limits(self) -> Global___Limits:
         """Limits below the operator's ceilings. The operator's defaults when absent."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputFile]:
+        """Files the command may read and not change, in the folder that its environment names as INPUTS. At most 64, with
+        4 MiB together.
+        """
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which files of the workspace the result lists, as patterns of paths in it: `*` and `?` within a name, `**` for any
+        folders; at most 32. None when absent.
+        """
+
     def __init__(
         self,
         *,
@@ -186,14 +231,43 @@ class Command(_message.Message):
         limits: Global___Limits | None = ...,
         idempotent: _builtins.bool = ...,
         allow_failure: _builtins.bool = ...,
+        inputs: _abc.Iterable[Global___InputFile] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
+        network: Global___Network.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "argv", b"argv", "env", b"env", "idempotent", b"idempotent", "limits", b"limits", "script", b"script", "stdin", b"stdin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_failure", b"allow_failure", "argv", b"argv", "env", b"env", "idempotent", b"idempotent", "inputs", b"inputs", "limits", b"limits", "network", b"network", "outputs", b"outputs", "script", b"script", "stdin", b"stdin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Command: _TypeAlias = Command  # noqa: Y015
+
+@_typing.final
+class InputFile(_message.Message):
+    """Gives a command a file to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: letters, digits, `.`, `_` and `-`, at most 128, beginning with none of the signs."""
+    content: _builtins.bytes
+    """What it holds, at most 4 MiB."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputFile: _TypeAlias = InputFile  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -207,6 +281,9 @@ class Limits(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     FILE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    OPEN_FILES_FIELD_NUMBER: _builtins.int
+    WORKSPACE_BYTES_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ENTRIES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory of the whole process tree, in bytes."""
     processes: _builtins.int
@@ -215,6 +292,12 @@ class Limits(_message.Message):
     """Size of any one file written, in bytes."""
     output_bytes: _builtins.int
     """Output kept per stream (stdout and stderr each), in bytes. What comes after is read, counted and dropped."""
+    open_files: _builtins.int
+    """Files each process may have open at once; more is an error to the program (EMFILE), not its end."""
+    workspace_bytes: _builtins.int
+    """Disk space of the workspace, in bytes."""
+    workspace_entries: _builtins.int
+    """Files and folders in the workspace."""
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
         """Time from start to end. Up to 1 hour."""
@@ -232,10 +315,13 @@ class Limits(_message.Message):
         processes: _builtins.int = ...,
         file_size_bytes: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
+        open_files: _builtins.int = ...,
+        workspace_bytes: _builtins.int = ...,
+        workspace_entries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "file_size_bytes", b"file_size_bytes", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "processes", b"processes", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "file_size_bytes", b"file_size_bytes", "memory_bytes", b"memory_bytes", "open_files", b"open_files", "output_bytes", b"output_bytes", "processes", b"processes", "wall_time", b"wall_time", "workspace_bytes", b"workspace_bytes", "workspace_entries", b"workspace_entries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,10 +336,18 @@ class RunRequest(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
-    """The caller's id of this call, at most 128 characters. Only for logs and the result."""
+    """Names the call, at most 128 characters: an idempotency key. A call is remembered for the operator's time, by
+    default an hour after its end, also when the service is restarted.
+    """
     correlation_id: _builtins.str
     """Correlation id for the log. Generated when empty."""
+    workspace: _builtins.str
+    """The workspace to run in, shared by all commands that name it, one at a time. It stays until RemoveWorkspace or
+    until nobody used it for the operator's time, by default a day; also when the service is restarted. A workspace
+    of its own, removed at its end, when absent.
+    """
     @_builtins.property
     def command(self) -> Global___Command:
         """What to run."""
@@ -264,10 +358,11 @@ class RunRequest(_message.Message):
         call_id: _builtins.str = ...,
         command: Global___Command | None = ...,
         correlation_id: _builtins.str = ...,
+        workspace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "command", b"command", "correlation_id", b"correlation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "command", b"command", "correlation_id", b"correlation_id", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,6 +478,9 @@ class CommandResult(_message.Message):
     STDOUT_DROPPED_BYTES_FIELD_NUMBER: _builtins.int
     STDERR_DROPPED_BYTES_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    FILES_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     end: Global___CommandEnd.ValueType
     """Why it ended."""
     exit_code: _builtins.int
@@ -395,6 +493,8 @@ class CommandResult(_message.Message):
     """Bytes of stdout that were read and dropped because output_bytes was reached. 0 means complete."""
     stderr_dropped_bytes: _builtins.int
     """Bytes of stderr that were read and dropped because output_bytes was reached. 0 means complete."""
+    files_left_out: _builtins.int
+    """How many more there were."""
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """CPU time of the whole tree, user and system."""
@@ -411,6 +511,14 @@ class CommandResult(_message.Message):
     def isolation(self) -> Global___Isolation:
         """What contained the command."""
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputFile]:
+        """The files that `Command.outputs` asked for, sorted by path; at most 1,000."""
+
+    @_builtins.property
+    def limits(self) -> Global___Limits:
+        """The limits that held."""
+
     def __init__(
         self,
         *,
@@ -424,10 +532,13 @@ class CommandResult(_message.Message):
         stdout_dropped_bytes: _builtins.int = ...,
         stderr_dropped_bytes: _builtins.int = ...,
         isolation: Global___Isolation | None = ...,
+        files: _abc.Iterable[Global___OutputFile] | None = ...,
+        files_left_out: _builtins.int = ...,
+        limits: Global___Limits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "cpu_time", b"cpu_time", "ended_at", b"ended_at", "exit_code", b"exit_code", "isolation", b"isolation", "signal", b"signal", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "cpu_time", b"cpu_time", "ended_at", b"ended_at", "exit_code", b"exit_code", "isolation", b"isolation", "limits", b"limits", "signal", b"signal", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "cpu_time", b"cpu_time", "end", b"end", "ended_at", b"ended_at", "exit_code", b"exit_code", "isolation", b"isolation", "peak_memory_bytes", b"peak_memory_bytes", "signal", b"signal", "started_at", b"started_at", "stderr_dropped_bytes", b"stderr_dropped_bytes", "stdout_dropped_bytes", b"stdout_dropped_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "cpu_time", b"cpu_time", "end", b"end", "ended_at", b"ended_at", "exit_code", b"exit_code", "files", b"files", "files_left_out", b"files_left_out", "isolation", b"isolation", "limits", b"limits", "peak_memory_bytes", b"peak_memory_bytes", "signal", b"signal", "started_at", b"started_at", "stderr_dropped_bytes", b"stderr_dropped_bytes", "stdout_dropped_bytes", b"stdout_dropped_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -439,6 +550,123 @@ class CommandResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__signal) -> _WhichOneofReturnType__signal | None: ...
 
 Global___CommandResult: _TypeAlias = CommandResult  # noqa: Y015
+
+@_typing.final
+class OutputFile(_message.Message):
+    """Names a file that a command left: a regular one with a single name, in folders that are no links."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Its path in the workspace, with `/`; bytes that are no UTF-8 are replaced, and such a file cannot be read."""
+    size_bytes: _builtins.int
+    """Its size in bytes."""
+    sha256: _builtins.str
+    """SHA-256 of its content, in hexadecimal."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputFile: _TypeAlias = OutputFile  # noqa: Y015
+
+@_typing.final
+class ReadFileRequest(_message.Message):
+    """Asks for a file of a named workspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    workspace: _builtins.str
+    """The workspace."""
+    path: _builtins.str
+    """The file's path in it, as `OutputFile.path` gives it, at most 4,096 bytes."""
+    def __init__(
+        self,
+        *,
+        workspace: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "workspace", b"workspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadFileRequest: _TypeAlias = ReadFileRequest  # noqa: Y015
+
+@_typing.final
+class ReadFileResponse(_message.Message):
+    """Carries a piece of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The bytes, at most 65,536."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadFileResponse: _TypeAlias = ReadFileResponse  # noqa: Y015
+
+@_typing.final
+class RemoveWorkspaceRequest(_message.Message):
+    """Names the workspace to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    workspace: _builtins.str
+    """The workspace."""
+    def __init__(
+        self,
+        *,
+        workspace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workspace", b"workspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveWorkspaceRequest: _TypeAlias = RemoveWorkspaceRequest  # noqa: Y015
+
+@_typing.final
+class RemoveWorkspaceResponse(_message.Message):
+    """Says that the workspace is gone. Has no fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveWorkspaceResponse: _TypeAlias = RemoveWorkspaceResponse  # noqa: Y015
 
 @_typing.final
 class Isolation(_message.Message):
@@ -510,10 +738,15 @@ class GetCapabilitiesResponse(_message.Message):
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
     DEFAULT_LIMITS_FIELD_NUMBER: _builtins.int
     MAX_LIMITS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    PROGRAMS_FIELD_NUMBER: _builtins.int
+    LOOPBACK_FIELD_NUMBER: _builtins.int
     available: _builtins.bool
     """Whether commands can be run at all."""
     unavailable_reason: _builtins.str
     """Why commands cannot be run. Empty when available."""
+    loopback: _builtins.bool
+    """Whether NETWORK_LOOPBACK may be asked for."""
     @_builtins.property
     def isolation(self) -> Global___Isolation:
         """The sandbox in force. Absent when not available."""
@@ -526,6 +759,14 @@ class GetCapabilitiesResponse(_message.Message):
     def max_limits(self) -> Global___Limits:
         """Largest limits a request may name."""
 
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierState]:
+        """Every tier, strongest first, as tried when the service started."""
+
+    @_builtins.property
+    def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProgramRule]:
+        """The operator's policy in force: what may run. Empty when every program may."""
+
     def __init__(
         self,
         *,
@@ -534,11 +775,76 @@ class GetCapabilitiesResponse(_message.Message):
         unavailable_reason: _builtins.str = ...,
         default_limits: Global___Limits | None = ...,
         max_limits: Global___Limits | None = ...,
+        tiers: _abc.Iterable[Global___TierState] | None = ...,
+        programs: _abc.Iterable[Global___ProgramRule] | None = ...,
+        loopback: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_limits", b"default_limits", "isolation", b"isolation", "max_limits", b"max_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "default_limits", b"default_limits", "isolation", b"isolation", "max_limits", b"max_limits", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "default_limits", b"default_limits", "isolation", b"isolation", "loopback", b"loopback", "max_limits", b"max_limits", "programs", b"programs", "tiers", b"tiers", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
+
+@_typing.final
+class TierState(_message.Message):
+    """Says whether a tier can be had on this machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
+    tier: Global___IsolationTier.ValueType
+    """The tier."""
+    available: _builtins.bool
+    """Whether it holds here: it was set up and tried."""
+    unavailable_reason: _builtins.str
+    """Why not, and what would help. Empty when available."""
+    def __init__(
+        self,
+        *,
+        tier: Global___IsolationTier.ValueType = ...,
+        available: _builtins.bool = ...,
+        unavailable_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "tier", b"tier", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierState: _TypeAlias = TierState  # noqa: Y015
+
+@_typing.final
+class ProgramRule(_message.Message):
+    """Allows a program."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MAX_LIMITS_FIELD_NUMBER: _builtins.int
+    LOOPBACK_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Pattern of the executable's path, after all links are followed."""
+    loopback: _builtins.bool
+    """Whether it may ask for NETWORK_LOOPBACK."""
+    @_builtins.property
+    def max_limits(self) -> Global___Limits:
+        """Limits it cannot exceed, where they are lower than the operator's ceilings."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        max_limits: Global___Limits | None = ...,
+        loopback: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_limits", b"max_limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loopback", b"loopback", "max_limits", b"max_limits", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProgramRule: _TypeAlias = ProgramRule  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TerminalStub:
-    """Runs commands nobody vetted. Every command has its own process group, workspace and limits, and a scrubbed
+    """Runs commands nobody vetted. Every command has its own process tree, workspace and limits, and a scrubbed
     environment. Conductor calls it; it is not routed at the edge.
     """
 
@@ -41,6 +41,16 @@ class TerminalStub:
                 request_serializer=conductor_dot_v1_dot_terminal__pb2.RunRequest.SerializeToString,
                 response_deserializer=conductor_dot_v1_dot_terminal__pb2.RunResponse.FromString,
                 _registered_method=True)
+        self.ReadFile = channel.unary_stream(
+                '/conductor.v1.Terminal/ReadFile',
+                request_serializer=conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_terminal__pb2.ReadFileResponse.FromString,
+                _registered_method=True)
+        self.RemoveWorkspace = channel.unary_unary(
+                '/conductor.v1.Terminal/RemoveWorkspace',
+                request_serializer=conductor_dot_v1_dot_terminal__pb2.RemoveWorkspaceRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_terminal__pb2.RemoveWorkspaceResponse.FromString,
+                _registered_method=True)
         self.GetCapabilities = channel.unary_unary(
                 '/conductor.v1.Terminal/GetCapabilities',
                 request_serializer=conductor_dot_v1_dot_terminal__pb2.GetCapabilitiesRequest.SerializeToString,
@@ -49,14 +59,33 @@ class TerminalStub:
 
 
 class TerminalServicer:
-    """Runs commands nobody vetted. Every command has its own process group, workspace and limits, and a scrubbed
+    """Runs commands nobody vetted. Every command has its own process tree, workspace and limits, and a scrubbed
     environment. Conductor calls it; it is not routed at the edge.
     """
 
     def Run(self, request, context):
         """Runs one command and streams its output, then exactly one result, which is the last message. Cancelling the call
-        or losing the caller kills the command with all its descendants. A repeated call runs the command again.
-        Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), COMMAND_NOT_STARTED, OVER_CAPACITY.
+        or losing the caller kills the command with all its descendants. A call with the `call_id` of an earlier one runs
+        nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
+        Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
+        COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
+        (the command of this call_id was started before the service was last killed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFile(self, request, context):
+        """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
+        folder that is a link. Errors: INVALID_REQUEST, FILE_NOT_FOUND (also of the workspace).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveWorkspace(self, request, context):
+        """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
+        command runs in it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +106,16 @@ def add_TerminalServicer_to_server(servicer, server):
                     request_deserializer=conductor_dot_v1_dot_terminal__pb2.RunRequest.FromString,
                     response_serializer=conductor_dot_v1_dot_terminal__pb2.RunResponse.SerializeToString,
             ),
+            'ReadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFile,
+                    request_deserializer=conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_terminal__pb2.ReadFileResponse.SerializeToString,
+            ),
+            'RemoveWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveWorkspace,
+                    request_deserializer=conductor_dot_v1_dot_terminal__pb2.RemoveWorkspaceRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_terminal__pb2.RemoveWorkspaceResponse.SerializeToString,
+            ),
             'GetCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCapabilities,
                     request_deserializer=conductor_dot_v1_dot_terminal__pb2.GetCapabilitiesRequest.FromString,
@@ -91,7 +130,7 @@ def add_TerminalServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Terminal:
-    """Runs commands nobody vetted. Every command has its own process group, workspace and limits, and a scrubbed
+    """Runs commands nobody vetted. Every command has its own process tree, workspace and limits, and a scrubbed
     environment. Conductor calls it; it is not routed at the edge.
     """
 
@@ -112,6 +151,60 @@ class Terminal:
             '/conductor.v1.Terminal/Run',
             conductor_dot_v1_dot_terminal__pb2.RunRequest.SerializeToString,
             conductor_dot_v1_dot_terminal__pb2.RunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/conductor.v1.Terminal/ReadFile',
+            conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.SerializeToString,
+            conductor_dot_v1_dot_terminal__pb2.ReadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Terminal/RemoveWorkspace',
+            conductor_dot_v1_dot_terminal__pb2.RemoveWorkspaceRequest.SerializeToString,
+            conductor_dot_v1_dot_terminal__pb2.RemoveWorkspaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TerminalStub:
-    """Runs commands nobody vetted. Every command has its own process group, workspace and limits, and a scrubbed
+    """Runs commands nobody vetted. Every command has its own process tree, workspace and limits, and a scrubbed
     environment. Conductor calls it; it is not routed at the edge.
     """
 
@@ -37,29 +37,51 @@ class TerminalStub:
     def __new__(cls, channel: _aio.Channel) -> TerminalAsyncStub: ...
     Run: _grpc.UnaryStreamMultiCallable[_terminal_pb2.RunRequest, _terminal_pb2.RunResponse]
     """Runs one command and streams its output, then exactly one result, which is the last message. Cancelling the call
-    or losing the caller kills the command with all its descendants. A repeated call runs the command again.
-    Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), COMMAND_NOT_STARTED, OVER_CAPACITY.
+    or losing the caller kills the command with all its descendants. A call with the `call_id` of an earlier one runs
+    nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
+    Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
+    COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
+    (the command of this call_id was started before the service was last killed).
+    """
+    ReadFile: _grpc.UnaryStreamMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.ReadFileResponse]
+    """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
+    folder that is a link. Errors: INVALID_REQUEST, FILE_NOT_FOUND (also of the workspace).
+    """
+    RemoveWorkspace: _grpc.UnaryUnaryMultiCallable[_terminal_pb2.RemoveWorkspaceRequest, _terminal_pb2.RemoveWorkspaceResponse]
+    """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
+    command runs in it.
     """
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_terminal_pb2.GetCapabilitiesRequest, _terminal_pb2.GetCapabilitiesResponse]
     """Tells which sandbox is in force, what it does not enforce, and the operator's ceilings."""
 
 @_typing.type_check_only
 class TerminalAsyncStub(TerminalStub):
-    """Runs commands nobody vetted. Every command has its own process group, workspace and limits, and a scrubbed
+    """Runs commands nobody vetted. Every command has its own process tree, workspace and limits, and a scrubbed
     environment. Conductor calls it; it is not routed at the edge.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Run: _aio.UnaryStreamMultiCallable[_terminal_pb2.RunRequest, _terminal_pb2.RunResponse]  # type: ignore[assignment]
     """Runs one command and streams its output, then exactly one result, which is the last message. Cancelling the call
-    or losing the caller kills the command with all its descendants. A repeated call runs the command again.
-    Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), COMMAND_NOT_STARTED, OVER_CAPACITY.
+    or losing the caller kills the command with all its descendants. A call with the `call_id` of an earlier one runs
+    nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
+    Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
+    COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
+    (the command of this call_id was started before the service was last killed).
+    """
+    ReadFile: _aio.UnaryStreamMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.ReadFileResponse]  # type: ignore[assignment]
+    """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
+    folder that is a link. Errors: INVALID_REQUEST, FILE_NOT_FOUND (also of the workspace).
+    """
+    RemoveWorkspace: _aio.UnaryUnaryMultiCallable[_terminal_pb2.RemoveWorkspaceRequest, _terminal_pb2.RemoveWorkspaceResponse]  # type: ignore[assignment]
+    """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
+    command runs in it.
     """
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_terminal_pb2.GetCapabilitiesRequest, _terminal_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
     """Tells which sandbox is in force, what it does not enforce, and the operator's ceilings."""
 
 class TerminalServicer(metaclass=_abc_1.ABCMeta):
-    """Runs commands nobody vetted. Every command has its own process group, workspace and limits, and a scrubbed
+    """Runs commands nobody vetted. Every command has its own process tree, workspace and limits, and a scrubbed
     environment. Conductor calls it; it is not routed at the edge.
     """
 
@@ -70,8 +92,31 @@ class TerminalServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_terminal_pb2.RunResponse], _abc.AsyncIterator[_terminal_pb2.RunResponse]]:
         """Runs one command and streams its output, then exactly one result, which is the last message. Cancelling the call
-        or losing the caller kills the command with all its descendants. A repeated call runs the command again.
-        Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), COMMAND_NOT_STARTED, OVER_CAPACITY.
+        or losing the caller kills the command with all its descendants. A call with the `call_id` of an earlier one runs
+        nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
+        Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
+        COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
+        (the command of this call_id was started before the service was last killed).
+        """
+
+    @_abc_1.abstractmethod
+    def ReadFile(
+        self,
+        request: _terminal_pb2.ReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_terminal_pb2.ReadFileResponse], _abc.AsyncIterator[_terminal_pb2.ReadFileResponse]]:
+        """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
+        folder that is a link. Errors: INVALID_REQUEST, FILE_NOT_FOUND (also of the workspace).
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveWorkspace(
+        self,
+        request: _terminal_pb2.RemoveWorkspaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_terminal_pb2.RemoveWorkspaceResponse, _abc.Awaitable[_terminal_pb2.RemoveWorkspaceResponse]]:
+        """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
+        command runs in it.
         """
 
     @_abc_1.abstractmethod
