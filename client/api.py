@@ -109,6 +109,11 @@ class ConductorClient:
         """Returns the report of a completed task: `data` is markdown in UTF-8."""
         return self._connection.repeated(self._stub.GetReport, conductor_pb2.GetTaskReportRequest(task_id=task_id))
 
+    def artifact(self, task_id: str, name: str) -> Iterator[bytes]:
+        """Yields a file of a task as it comes, such as all that a command wrote; `get_task` lists the names."""
+        request = conductor_pb2.GetTaskArtifactRequest(task_id=task_id, name=name)
+        return (body.data for body in self._connection.streamed(self._stub.GetArtifact, request))
+
     # Projects
 
     def state(self, project_id: str) -> project_pb2.ProjectState:

@@ -56,6 +56,16 @@ class Connection:
                     raise
                 _pause_or_raise(pauses, error)
 
+    def streamed(self, method: Callable[..., Iterator[Answer]], request: Message) -> Iterator[Answer]:
+        """Yields the messages of one stream, once. Raises ConductorError when it is refused or breaks."""
+        stream = method(request)
+        try:
+            yield from stream
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            cast(grpc.Call, stream).cancel()
+
     def resumed(self, method: Subscribe, request: conductor_pb2.SubscribeEventsRequest) -> Iterator[event_pb2.Event]:
         """Yields the messages of one subscription after the other, each beginning behind the last message.
 

@@ -24,7 +24,7 @@ from client.admin import administer
 from client.api import DEFAULT_TARGET, ConductorClient, new_request_id
 from client.errors import ConductorError
 from client.output import INTERRUPTED, Output
-from client.show import event_line, plain, state_lines, task_line
+from client.show import artifact_line, event_line, plain, state_lines, task_line
 from client.watch import watch as watch_task
 
 HELP = """Send an objective, watch typed events, confirm each gate, get a report you can check.
@@ -169,7 +169,7 @@ def show_task(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = Fal
     """Show a task."""
     with _session(target, as_json) as (client, output):
         found = client.get_task(task)
-        output.message(found, [task_line(found)])
+        output.message(found, [task_line(found), *(f"  {artifact_line(file)}" for file in found.artifacts)])
 
 
 @app.command()
@@ -212,6 +212,18 @@ def report(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False)
             return
         sys.stdout.buffer.write(body.data)
         sys.stdout.buffer.flush()
+
+
+@app.command()
+def artifact(
+    task: TaskId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As conductor task shows it: command-1.stdout")],
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """Write all that a command of a task wrote to standard output: as it is, to a terminal with controls visible."""
+    with _session(target, False) as (client, output):
+        for data in client.artifact(task, name):
+            output.raw(data)
 
 
 @app.command()

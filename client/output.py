@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.errors import ConductorError
 from client.show import plain
+from client.visible import visible
 
 OK, FAILED, USAGE, REFUSED, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -53,6 +54,13 @@ class Output:
             for line in lines:
                 self._out.print(line)
         sys.stdout.flush()
+
+    def raw(self, data: bytes) -> None:
+        """Writes bytes as they are; to a terminal only what shows and does nothing else."""
+        if self._out.is_terminal:
+            data = b"\n".join(visible(line).encode() for line in data.split(b"\n"))
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
     def note(self, text: str) -> None:
         """Writes a line to standard error."""

@@ -4,10 +4,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from conductor.v1 import error_pb2, event_pb2, project_pb2, task_pb2, terminal_pb2
+from conductor.v1 import error_pb2, event_pb2, project_pb2, report_writer_pb2, task_pb2, terminal_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from client.visible import output_lines, visible
+
 OBJECTIVE_CHARS = 80
+OUTPUT_CHARS = 200  # of a piece of output, on the one line of its event
 # Controls, bidirectional and zero-width characters, and line ends of any kind.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff]+")
 _PREFIXES = re.compile(r"^(TASK_STATUS|STAGE_STATUS|STAGE|CAPABILITY|ERROR_REASON|COMMAND_END)_")
@@ -61,10 +64,13 @@ def event_line(event: event_pb2.Event) -> str:
     return "  ".join(plain(part) for part in parts if part)
 
 
-def step_line(event: event_pb2.Event) -> str:
-    """Returns an event as one line for somebody who follows one task: time, type, what happened."""
+def step_lines(event: event_pb2.Event) -> list[str]:
+    """Returns an event for somebody who follows one task: time, type, what happened; below it what a command wrote."""
     kind = plain(event.type.removeprefix("conductor."))
-    return "  ".join(part for part in (clock(event.occurred_at), f"{kind:<14}", summary(event)) if part)
+    output = event.task_progress.output
+    said = plain(event.task_progress.message) if output else summary(event)
+    first = "  ".join(part for part in (clock(event.occurred_at), f"{kind:<14}", said) if part)
+    return [first, *output_lines(output)]
 
 
 def summary(event: event_pb2.Event) -> str:
@@ -79,6 +85,13 @@ def task_line(task: task_pb2.Task) -> str:
     ended = failure(task.error) if task.HasField("error") else task.report_path
     parts = (task.task_id, status, _iso(task.created_at), ended, shorten(task.objective))
     return "  ".join(plain(part) for part in parts if part)
+
+
+def artifact_line(file: report_writer_pb2.Artifact) -> str:
+    """Returns a file of a task on one line: its name, and its size or why it is missing."""
+    if file.HasField("error"):
+        return f"{plain(file.name)} is missing, {failure(file.error)}"
+    return f"{plain(file.name)}, {file.size_bytes:,} bytes"
 
 
 def state_lines(state: project_pb2.ProjectState) -> list[str]:
@@ -101,6 +114,11 @@ def _stage_line(stage: project_pb2.StageState) -> str:
     return f"{stage_name(stage.stage_id):<12}  {enum_name(project_pb2.StageStatus, stage.status):<20}  {said}".rstrip()
 
 
+def _progress(fact: event_pb2.TaskProgress) -> str:
+    shown = visible(b"".join(chunk.data for chunk in fact.output))
+    return f"{fact.message} {shown if len(shown) <= OUTPUT_CHARS else f'…{shown[-OUTPUT_CHARS:]}'}"
+
+
 def _call(fact: event_pb2.WorkerCall) -> str:
     again = f" (attempt {fact.attempt})" if fact.attempt > 1 else ""
     return f"{enum_name(task_pb2.Capability, fact.capability)}: {fact.summary}{again}"
@@ -118,7 +136,7 @@ def _outcome(fact: event_pb2.WorkerResult) -> str:
     if kind == "research":
         return f"{len(fact.research.findings)} findings, {len(fact.research.gaps)} gaps"
     if kind == "command":
-        return _command_end(fact.command.result)
+        return "; ".join((_command_end(fact.command.result), *map(artifact_line, fact.command.artifacts)))
     return fact.report.path
 
 
@@ -154,7 +172,7 @@ def _snapshot(fact: event_pb2.Snapshot) -> str:
 
 _SUMMARIES: dict[str, Callable[[Any], str]] = {
     "task_started": lambda fact: shorten(fact.objective),
-    "task_progress": lambda fact: str(fact.message),
+    "task_progress": _progress,
     "worker_call": _call,
     "worker_result": _result,
     "task_completed": lambda fact: str(fact.report_path),

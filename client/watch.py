@@ -4,7 +4,7 @@ from conductor.v1 import task_pb2
 
 from client.api import ConductorClient
 from client.output import FAILED, OK, Output
-from client.show import failure, plain, step_line
+from client.show import failure, plain, step_lines
 
 ENDINGS = ("conductor.task.completed", "conductor.task.failed", "conductor.task.cancelled")
 
@@ -17,7 +17,7 @@ def watch(client: ConductorClient, task_id: str, output: Output) -> int:
     try:
         with output.progress():
             for event in client.events(after_sequence=0, task_id=task_id):
-                output.message(event, [step_line(event)])
+                output.message(event, step_lines(event))
                 if event.type in ENDINGS:
                     break
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Workers that follow a script, on real loopback servers, and a store that fails around its commit."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,14 @@ async def writes(request: Any) -> Sequence[Any]:
     return [report_writer_pb2.WriteReportResponse(path=f"reports/{request.task_id}.md", sha256="0" * 64, size_bytes=1)]
 
 
+async def takes(request: Any) -> Sequence[Any]:
+    """Takes a piece of a file and keeps nothing; right for files in one piece."""
+    if not request.sha256:
+        return [report_writer_pb2.WriteArtifactResponse()]
+    file = {"name": request.name, "size_bytes": len(request.data), "sha256": hashlib.sha256(request.data).hexdigest()}
+    return [report_writer_pb2.WriteArtifactResponse(artifact=report_writer_pb2.Artifact(**file))]
+
+
 async def hangs(_: Any) -> Sequence[Any]:
     await asyncio.Event().wait()
     raise AssertionError("nothing sets the event")
@@ -64,7 +73,8 @@ class Workers(
     terminal_pb2_grpc.TerminalServicer,
     report_writer_pb2_grpc.ReportWriterServicer,
 ):
-    """The three workers on one port; scripts may be replaced at any time. `seen` holds every request.
+    """The three workers on one port; scripts may be replaced at any time. `seen` holds every request, but for those
+    that carry pieces of files: they are in `pieces`.
 
     Not multiplexed, they are called rpc by rpc, as somebody else's workers may have to be.
     """
@@ -72,8 +82,10 @@ class Workers(
     research: Script = finds
     run: Script = runs
     write: Script = writes
+    store: Script = takes
     report: bytes = b"# A report\n"
     seen: list[Any] = field(default_factory=list)
+    pieces: list[Any] = field(default_factory=list)
     cancelled: list[Any] = field(default_factory=list)
     port: int = 0
     multiplexed: bool = True
@@ -93,6 +105,10 @@ class Workers(
 
     async def GetReport(self, request: Any, context: Any) -> Any:
         return report_writer_pb2.GetReportResponse(path=request.path, content=self.report)
+
+    async def WriteArtifact(self, request: Any, context: Any) -> Any:
+        self.pieces.append(request)
+        return (await self.store(request))[0]
 
     async def _play(self, script: Script, request: Any) -> AsyncIterator[Any]:
         self.seen.append(request)

@@ -17,10 +17,12 @@ import pytest
 from conductor.v1 import error_pb2, terminal_pb2, terminal_pb2_grpc
 from google.protobuf import duration_pb2
 
+from services.common.boundary import new_id
 from services.common.config import TerminalSettings, load
 from services.common.server import Service
 from services.common.status import from_rpc_error
-from services.terminal import policy
+from services.terminal import policy, programs
+from services.terminal.calls import Calls
 from services.terminal.sandbox import Sandbox
 from services.terminal.service import FULL_NAME, TerminalService
 
@@ -72,7 +74,7 @@ def request(*argv: str, **command: Any) -> terminal_pb2.RunRequest:
         if name in limits:
             limits[name] = duration_pb2.Duration(seconds=int(limits[name]), nanos=int(limits[name] % 1 * 1_000_000_000))
     made = terminal_pb2.Command(argv=argv, limits=terminal_pb2.Limits(**limits), **command)
-    return terminal_pb2.RunRequest(call_id="call-1", command=made)
+    return terminal_pb2.RunRequest(call_id=new_id(), command=made)
 
 
 async def run(stub: Any, *argv: str, **command: Any) -> Story:
@@ -158,26 +160,30 @@ def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
 
 @contextlib.asynccontextmanager
 async def served(folder: Path, **options: Any) -> AsyncIterator[tuple[Any, Sandbox]]:
-    """Serves from this process. `policy` replaces the standard one, other options are settings."""
-    rules = options.pop("policy", policy.standard())
+    """Serves from this process. `policies` replace those of the settings, other options are settings."""
+    policies = options.pop("policies", None)
     environment = {f"TERMINAL_{name.upper()}": str(value) for name, value in options.items()}
     settings = load(TerminalSettings, {"TERMINAL_WORKSPACES": str(folder / "workspaces"), **environment})
-    sandbox = Sandbox(settings, rules)
+    rules = programs.load(settings)
+    sandbox = Sandbox(settings, policies or policy.allowed(settings.tier, rules.execute_paths()), rules)
     await sandbox.start()
+    calls = Calls(settings.workspaces / "calls", settings.keep_calls, settings.calls_bytes)
+    await calls.start()
     service = Service("127.0.0.1:0", [FULL_NAME])
-    terminal_pb2_grpc.add_TerminalServicer_to_server(TerminalService(sandbox, settings), service.server)
+    terminal_pb2_grpc.add_TerminalServicer_to_server(TerminalService(sandbox, calls, settings), service.server)
     await service.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
         yield terminal_pb2_grpc.TerminalStub(channel), sandbox
     await sandbox.close()
     await service.stop(1)
+    await calls.close()
 
 
 def nobody_can_serve() -> bool:
-    """Whether this process may become an ordinary user, and that user can read the launcher and an interpreter."""
+    """Whether this process may become an ordinary user, and that user can read the spawner and an interpreter."""
     if os.geteuid() != 0 or not Path("/usr/bin/python3").exists():
         return False
-    probe = "import sys; sys.path.insert(0, sys.argv[1]); import services.terminal.launcher"
+    probe = "import sys; sys.path.insert(0, sys.argv[1]); import services.terminal.spawner"
     command = ["/usr/bin/python3", "-I", "-S", "-c", probe, str(REPOSITORY)]
     return subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], check=False).returncode == 0
 

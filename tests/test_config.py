@@ -39,8 +39,9 @@ OTHERS = {
     "CONDUCTOR_DRAIN": ([bad for bad in SECONDS[0] if bad != "0"], SECONDS[1]),
     "CONDUCTOR_KEEP_FOR": (SECONDS[0][1:], SECONDS[1]),
     "CONDUCTOR_KEEP_TASKS": (NUMBERS[0][1:], NUMBERS[1]),
+    "TERMINAL_TIER": (["", "Best", " strong", "none", "weak"], "one of best, strong, standard, none-i-understand"),
 }
-FREE_TEXT = {"CONDUCTOR_INSTANCE", "RESEARCHER_ROOTS", "TERMINAL_WORKSPACES"}
+FREE_TEXT = {"CONDUCTOR_INSTANCE", "RESEARCHER_ROOTS", "TERMINAL_WORKSPACES", "TERMINAL_POLICY"}
 
 
 def expected(name: str, value: Any) -> tuple[list[str], str]:
@@ -87,7 +88,7 @@ def test_no_default_of_the_terminal_is_above_its_own_ceiling() -> None:
     terminal = load(TerminalSettings, {})
     ceilings = [item.name for item in fields(TerminalSettings) if hasattr(terminal, item.name.removeprefix("max_"))]
     pairs = [(name.removeprefix("max_"), name) for name in ceilings if name.startswith("max_")]
-    assert len(pairs) == 6 and all(getattr(terminal, low) <= getattr(terminal, high) for low, high in pairs)
+    assert len(pairs) == 9 and all(getattr(terminal, low) <= getattr(terminal, high) for low, high in pairs)
 
 
 def test_every_variable_is_read_under_its_documented_name() -> None:
@@ -144,6 +145,14 @@ def test_everything_is_kept_unless_a_limit_is_named() -> None:
         assert (values.keep_for, values.keep_tasks) == (None, None)
     values = load(ConductorSettings, {"CONDUCTOR_KEEP_FOR": "2592000", "CONDUCTOR_KEEP_TASKS": "100000"})
     assert (values.keep_for, values.keep_tasks) == (2592000.0, 100000)
+
+
+def test_a_terminal_takes_the_best_tier_and_no_policy_unless_told() -> None:
+    for environ in ({}, {"TERMINAL_POLICY": ""}):
+        values = load(TerminalSettings, environ)
+        assert (values.tier, values.policy) == ("best", None)
+    values = load(TerminalSettings, {"TERMINAL_POLICY": "policy.toml", "TERMINAL_TIER": "none-i-understand"})
+    assert (values.tier, values.policy) == ("none-i-understand", Path.cwd() / "policy.toml")
 
 
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

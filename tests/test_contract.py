@@ -47,6 +47,7 @@ EDGE: dict[str, list[tuple[str, str]]] = {
     "ListTasks": [("get", "/conductor/tasks")],
     "CancelTask": [("post", "/conductor/tasks/{task_id}:cancel")],
     "GetReport": [("get", "/conductor/tasks/{task_id}/report")],
+    "GetArtifact": [("get", "/conductor/tasks/{task_id}/artifacts/{name}")],
     "GetState": [("get", "/api/projects/{project_id}/state")],
     "ListProjects": [("get", "/api/projects")],
     "TransitionTo": [("post", "/api/projects/{project_id}/transition")],
@@ -63,7 +64,7 @@ EDGE: dict[str, list[tuple[str, str]]] = {
 WORKERS = {
     "Researcher": ["Research"],
     "Terminal": ["GetCapabilities", "Run"],
-    "ReportWriter": ["GetReport", "WriteReport"],
+    "ReportWriter": ["GetArtifact", "GetReport", "WriteArtifact", "WriteReport"],
 }
 # DESIGN.md, "Key messages": the names clients rely on, in JSON as well.
 RELIED_ON = {

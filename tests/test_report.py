@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from services.report_writer import escape, report
+from services.report_writer import commands, escape, report
 
-OUR_HEADINGS = re.compile(r"Answer|Findings|Finding \d+|Commands|Command \d+|Gaps|Objective|Provenance")
+OUR_HEADINGS = re.compile(r"Answer|Findings|Finding \d+|Commands|Command \d+|Sandbox|Gaps|Objective|Provenance")
 HOSTILE = (
     "# heading",
     "x\n# heading\n",
@@ -114,6 +114,10 @@ def everywhere(text: str) -> report_writer_pb2.WriteReportRequest:
     command.command.script = text
     command.command.env[text] = text
     command.result.isolation.layers.append(text)
+    command.result.isolation.not_enforced.append(text)
+    command.result.files.add(path=text, sha256=text)
+    command.artifacts.add(name=f"{text}.stdout")
+    command.artifacts.add(name=f"{text}.stderr").error.message = text
     made.gaps.add(kind=researcher_pb2.GAP_KIND_NOT_FOUND, subject=text, detail=text)
     made.provenance.project_id = made.provenance.conductor_version = text
     made.provenance.workers.add(service=text, call_id=text)
@@ -169,8 +173,8 @@ def test_commands_are_answered_in_a_sentence_each() -> None:
         (b"Linux\n", "- `uname` exited with 0: `Linux`"),
         (b"a\nb\n", "- `uname` exited with 0."),
         (b"x" * 5000, "- `uname` exited with 0."),
-        (b"`# out`\x00\x1b[31m<b>", "- `uname` exited with 0: `` `# out`<b> ``"),
-        (b"\xff", "- `uname` exited with 0: `\ufffd`"),
+        (b"`# out`\x00\x1b[31m<b>", "- `uname` exited with 0: `` `# out`␀␛[31m<b> ``"),
+        (b"\xff", "- `uname` exited with 0: `<FF>`"),
     ],
 )
 def test_the_answer_shows_what_a_command_wrote_when_it_is_one_short_line(written: bytes, said: str) -> None:
@@ -225,8 +229,8 @@ def test_large_output_is_cut_and_every_missing_byte_is_accounted_for() -> None:
     made.commands[0].stdout_cut_bytes = 7
     made.commands[0].result.stdout_dropped_bytes = 1000
     content = report.render(made)
-    assert len(content) < report.OUTPUT_BYTES + 4096
-    hidden = 5_000_000 - report.OUTPUT_BYTES
+    assert len(content) < commands.OUTPUT_BYTES + 4096
+    hidden = 5_000_000 - commands.OUTPUT_BYTES
     assert (
         f"_{hidden + 1007:,} bytes are left out: 1,000 dropped by the Terminal, 7 not kept by Conductor, "
         f"{hidden:,} not shown here._" in content.decode()
@@ -260,10 +264,10 @@ def test_times_and_enums_outside_of_their_types_do_not_stop_the_report() -> None
 
 def test_control_characters_are_gone_or_shown_and_this_is_said() -> None:
     made = request()
-    made.commands.append(record("x", stdout=b"a\x00b\x1b[31mred\x1b]0;title\x07\x08\x7f\r\nend\xe2\x80\xae"))
+    made.findings.append(finding("a", quote="a\x00b\x1b[31mred\x1b]0;title\x07\x08\x7f\r\nend\u202e"))
     assert "```text\nabred␈␡\nend\n```\n\n_Control and invisible characters" in drawn(made)
-    made.commands[0].stdout = b"plain\r\n\tlines"
-    assert "_Control" not in drawn(made)
+    made.findings[0].citations[0].quote = "plain\r\n\tlines"
+    assert "_Control and" not in drawn(made)
 
 
 def test_no_character_of_a_report_steers_a_terminal_or_the_reading_direction() -> None:
@@ -292,9 +296,8 @@ def check_structure(text: str) -> None:
     assert kinds.count("html_block") == 1
     assert tokens[-1].type == "html_block"
     fences = [token.content for token in tokens if token.type == "fence"]
-    shown = escape.clean(text)
-    end = "" if shown.endswith("\n") else "\n"
-    assert set(fences) <= {shown + end, escape.clean(text or "x") + ("\n" if text == "" else end)}
+    shown = [escape.clean(text), escape.clean(text or "x"), escape.visible(text)]
+    assert set(fences) <= {one if one.endswith("\n") else f"{one}\n" for one in shown}
     assert report.sealed_request(report.render(everywhere(text)))
 
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from conductor.v1 import terminal_pb2
 from google.protobuf import duration_pb2
 
 from services.common.config import ConfigError, TerminalSettings, load
-from services.terminal import policy
+from services.terminal import policy, programs
 from services.terminal.sandbox import Sandbox
 from tests.conftest import until
 from tests.terminals import KINDS, PYTHON, Process, open_folder, refusal, request, rest_of, run, served, serving
@@ -298,8 +299,8 @@ async def test_eight_at_once(terminal: Any) -> None:
 
 
 async def test_a_missing_layer_refuses_every_command(folder: Path) -> None:
-    rules = policy.Policy(policy.standard().separate_uid, minimum_abi=99, paths=policy.standard().paths)
-    async with served(folder, policy=rules) as (stub, sandbox):
+    rules = replace(policy.of_tier("standard", None), minimum_abi=99)
+    async with served(folder, policies=[rules]) as (stub, sandbox):
         told = await stub.GetCapabilities(terminal_pb2.GetCapabilitiesRequest())
         assert (told.available, told.HasField("isolation")) == (False, False)
         assert "landlock" in told.unavailable_reason
@@ -308,22 +309,22 @@ async def test_a_missing_layer_refuses_every_command(folder: Path) -> None:
                 await run(stub, script="touch ran")
             assert (said["layer"], said["errno"]) == ("landlock", "ENOTSUP")
         assert sandbox.isolation is None
-    assert not list((folder / "workspaces").iterdir())
+    assert [left.name for left in (folder / "workspaces").iterdir()] == ["calls"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the user")
 async def test_a_sandbox_that_does_not_hold_is_found_out(folder: Path) -> None:
     """Root without a user of its own for commands is no sandbox, whatever the layers say."""
-    rules = policy.Policy(separate_uid=False, minimum_abi=1, paths=policy.standard().paths)
-    async with served(folder, policy=rules) as (stub, _), refusal("SANDBOX_UNAVAILABLE") as said:
+    rules = replace(policy.of_tier("standard", None), separate_uid=False, minimum_abi=1)
+    async with served(folder, policies=[rules]) as (stub, _), refusal("SANDBOX_UNAVAILABLE") as said:
         await run(stub, "true")
     assert (said["layer"], said["errno"]) == ("self_test", "EUCLEAN")
 
 
 async def test_a_policy_that_opens_too_much_is_found_out(folder: Path) -> None:
-    rules = policy.standard()
-    wide = policy.Policy(rules.separate_uid, rules.minimum_abi, (*rules.paths, ("/etc", 12)))
-    async with served(folder, policy=wide) as (stub, _), refusal("SANDBOX_UNAVAILABLE") as said:
+    rules = policy.of_tier("standard", None)
+    wide = replace(rules, paths=(*rules.paths, ("/etc", 12)))
+    async with served(folder, policies=[wide]) as (stub, _), refusal("SANDBOX_UNAVAILABLE") as said:
         await run(stub, "true")
     assert said["layer"] == "self_test"
 
@@ -339,7 +340,7 @@ async def test_two_terminals_do_not_share_a_folder(folder: Path) -> None:
     async with served(folder):
         settings = load(TerminalSettings, {"TERMINAL_WORKSPACES": str(folder / "workspaces")})
         with pytest.raises(ConfigError, match="in use by another Terminal"):
-            await Sandbox(settings, policy.standard()).start()
+            await Sandbox(settings, [policy.of_tier("standard", None)], programs.load(settings)).start()
 
 
 async def test_only_leftovers_are_swept(folder: Path) -> None:
@@ -351,5 +352,5 @@ async def test_only_leftovers_are_swept(folder: Path) -> None:
     other = folder / "workspaces" / "not-ours"
     other.write_text("kept")
     async with served(folder) as (stub, _):
-        assert list((folder / "workspaces").iterdir()) == [other]
+        assert {left.name for left in (folder / "workspaces").iterdir()} == {other.name, "calls"}
         assert (await run(stub, "true")).end == "EXITED"

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 MAX_PORT = 65535
+TIERS = ("best", "strong", "standard", "none-i-understand")  # of isolation; best: the strongest that can be had
 URLS = ("postgresql:", "postgres:")  # how the URL of a PostgreSQL database begins
 _URL = re.compile("(?<=://).*|(?<=^postgres:).*|(?<=^postgresql:).*", re.DOTALL)
 _WHOLE = re.compile("[0-9]{1,18}")  # str.isdigit knows digits that int refuses
@@ -89,6 +90,12 @@ def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(part) for part in text.split(os.pathsep) if part)
 
 
+def _tier(text: str) -> str:
+    if text not in TIERS:
+        raise ValueError(f"one of {', '.join(TIERS)}")
+    return text
+
+
 def _name(text: str) -> str:
     if not text.strip():
         raise ValueError("a name")
@@ -142,7 +149,12 @@ class TerminalSettings:
     """Settings of the Terminal service. `max_*` are ceilings a request cannot exceed."""
 
     listen: str = _setting(_address, "127.0.0.1:50053")
+    tier: str = _setting(_tier, "best")  # commands are refused where it cannot be had
+    policy: Path | None = _setting(_unless_empty(_path), "")  # TOML file of what may run; None: every program
     workspaces: Path = _setting(_scratch, "")
+    keep_workspaces: float = _setting(_seconds, "86400")  # seconds a named workspace is kept unused
+    keep_calls: float = _setting(_seconds, "3600")  # seconds a call is remembered after its end
+    calls_bytes: int = _setting(_positive, str(1 * GIB))  # disk space of all remembered calls
     max_commands: int = _setting(_positive, "16")  # running at once
     wall_time: float = _setting(_seconds, "60")
     max_wall_time: float = _setting(_seconds, "3600")
@@ -156,8 +168,12 @@ class TerminalSettings:
     max_file_size_bytes: int = _setting(_positive, str(1 * GIB))
     output_bytes: int = _setting(_positive, str(1 * MIB))
     max_output_bytes: int = _setting(_positive, str(64 * MIB))
+    open_files: int = _setting(_positive, "256")
+    max_open_files: int = _setting(_positive, "4096")
     workspace_bytes: int = _setting(_positive, str(512 * MIB))
+    max_workspace_bytes: int = _setting(_positive, str(4 * GIB))
     workspace_entries: int = _setting(_positive, "20000")
+    max_workspace_entries: int = _setting(_positive, "200000")
     grace: float = _setting(_seconds, "10")
 
 

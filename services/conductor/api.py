@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, task_pb2
+from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, report_writer_pb2, task_pb2
 from google.api import httpbody_pb2
 
 from services.common.boundary import Context, correlation_id, new_id
@@ -35,6 +35,11 @@ class Reports(Protocol):
 
     async def read_report(self, path: str, correlation_id: str) -> bytes:
         """Returns a report's text. Raises Refusal."""
+
+    def read_artifact(
+        self, task_id: str, file: report_writer_pb2.Artifact, correlation_id: str
+    ) -> AsyncIterator[bytes]:
+        """Yields a task's file. Raises Refusal."""
 
 
 class ConductorApi(conductor_pb2_grpc.ConductorServicer):
@@ -77,6 +82,13 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
             raise Refusal(Reason.ERROR_REASON_REPORT_NOT_READY, text, task_id=task.task_id, found=found)
         content = await self._reports.read_report(task.report_path, correlation_id.get())
         return httpbody_pb2.HttpBody(content_type=MARKDOWN, data=content)
+
+    async def GetArtifact(
+        self, request: conductor_pb2.GetTaskArtifactRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        file = _artifact(await self._views.task(request.task_id), request.name)
+        async for data in self._reports.read_artifact(request.task_id, file, correlation_id.get()):
+            yield httpbody_pb2.HttpBody(content_type=file.media_type, data=data)
 
     # ---- projects ----
 
@@ -178,6 +190,16 @@ def _caller(request: Any) -> Caller:
     scope.CopyFrom(request.scope)
     scope.desktop_id = scope.desktop_id or DEFAULT_DESKTOP
     return Caller(correlation_id.get(), scope, request.request_id)
+
+
+def _artifact(task: task_pb2.Task, name: str) -> report_writer_pb2.Artifact:
+    """Returns a task's file by its name. Raises REPORT_NOT_FOUND, with the reason when it could not be stored."""
+    found = next((file for file in task.artifacts if file.name == name), None)
+    if found is not None and not found.HasField("error"):
+        return found
+    why = "It has none of this name; Task.artifacts lists them." if found is None else found.error.message
+    text = f"Task {task.task_id} has no artefact {name}. {why}"
+    raise Refusal(Reason.ERROR_REASON_REPORT_NOT_FOUND, text, path=name)
 
 
 def _execute_response(task: task_pb2.Task) -> conductor_pb2.ExecuteResponse:

@@ -12,6 +12,7 @@ from conductor.v1 import conductor_pb2, event_pb2, report_writer_pb2, researcher
 
 SECOND = 1_000_000_000  # nanoseconds
 MAX_PROGRESS = 50  # progress events kept of one call; a chatty worker cannot flood the log
+MAX_OUTPUT_PROGRESS = 100  # of a call of the Terminal: what its command writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,27 @@ WorkerRequest: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the whole output of a command is kept: files of a task, `<stem>.stdout` and `<stem>.stderr`."""
+
+    task_id: str
+    stem: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallWorker:
     """Calls a worker; the outcome comes back as Answered with this call_id.
 
     Attributes:
         timeout: seconds the call may take.
+        place: for a command's output. None: it is not kept whole.
     """
 
     call_id: str
     capability: task_pb2.Capability.ValueType
     request: WorkerRequest
     timeout: float
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Removes finished work that nobody keeps: a bounded background job, in transactions so small that writers hardly wait.
 
-Only tasks that have ended go, each with all its events. Projects stay, and so do the files of reports.
+Only tasks that have ended go, each with all its events. Projects stay, and so do the files below the reports root:
+reports and artefacts alike.
 """
 
 import asyncio

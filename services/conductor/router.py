@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import grpc
 from conductor.v1 import (
@@ -20,17 +20,21 @@ from services.common.multiplex import FRAME_BYTES
 from services.common.server import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
 from services.common.status import from_rpc_error
 from services.conductor.lines import Answer, Lines, Method, single
+from services.conductor.output import SUFFIXES, Output
+from services.conductor.pieces import INTERVAL_S, Pieces
 from services.conductor.protocol import MAX_PROGRESS, Answered, CallWorker, Command, Progressed
+from services.conductor.upload import PIECE_S, Upload
 
 log = logging.getLogger(__name__)
 
 Capability = task_pb2.Capability
 Deliver = Callable[[Command], None]
+Pages = AsyncIterator[bytes]
 
-KEPT_OUTPUT_BYTES = 256 * 1024  # of each stream of a command, in the log and the report
 MAX_RESULT_BYTES = 3 * 1024 * 1024
 CONNECT_S = 2.0  # how long a worker may take to accept a connection before it counts as unavailable
 REPORT_READ_S = 10.0
+ARTIFACT_READ_S = 3600.0  # all of it, however slowly its reader takes it
 OPTIONS = (
     *CHANNEL_OPTIONS,
     # Every address a target names gets its share of calls; one that is down gets none.
@@ -42,6 +46,8 @@ RESEARCH = Method("/conductor.v1.Researcher/Research", researcher_pb2.ResearchRe
 RUN = Method("/conductor.v1.Terminal/Run", terminal_pb2.RunResponse, MAX_RESULT_BYTES)
 WRITE = Method("/conductor.v1.ReportWriter/WriteReport", report_writer_pb2.WriteReportResponse, MAX_MESSAGE_BYTES)
 READ = Method("/conductor.v1.ReportWriter/GetReport", report_writer_pb2.GetReportResponse, MAX_MESSAGE_BYTES)
+STORE = Method("/conductor.v1.ReportWriter/WriteArtifact", report_writer_pb2.WriteArtifactResponse, MAX_RESULT_BYTES)
+FETCH = Method("/conductor.v1.ReportWriter/GetArtifact", report_writer_pb2.GetArtifactResponse, MAX_RESULT_BYTES)
 # Codes after which it is known without a reason what became of a command: it was late, or nobody there runs commands.
 EXPLAINED = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED})
 # A server that stops answers CANCELLED to what it had not begun; when we cancel a call ourselves, nobody looks here.
@@ -53,9 +59,11 @@ class GrpcRouter:
 
     Args:
         targets: capability → gRPC target.
+        interval: seconds between two pieces of a command's output, see INTERVAL_S.
     """
 
-    def __init__(self, targets: Mapping[task_pb2.Capability.ValueType, str]) -> None:
+    def __init__(self, targets: Mapping[task_pb2.Capability.ValueType, str], interval: float = INTERVAL_S) -> None:
+        self._interval = interval
         self._channels = {
             capability: grpc.aio.insecure_channel(target, options=OPTIONS) for capability, target in targets.items()
         }
@@ -63,6 +71,7 @@ class GrpcRouter:
         self._researcher = Lines(self._channels[Capability.CAPABILITY_RESEARCHER])
         self._writer = Lines(self._channels[Capability.CAPABILITY_REPORT_WRITER])
         self._calls: dict[str, asyncio.Task[None]] = {}
+        self._cleaning: set[asyncio.Task[None]] = set()
 
     def call(self, call: CallWorker, deliver: Deliver) -> None:
         """Starts a call; progress and the one Answered are delivered as commands. Does nothing once stopped."""
@@ -89,6 +98,7 @@ class GrpcRouter:
     async def close(self) -> None:
         """Stops, and closes the channels."""
         await self.stop()
+        await asyncio.gather(*self._cleaning)
         await asyncio.gather(self._researcher.close(), self._writer.close())
         for channel in self._channels.values():
             await channel.close()
@@ -103,22 +113,45 @@ class GrpcRouter:
             raise Refusal.passing_on(_error_of(error, Capability.CAPABILITY_REPORT_WRITER, REPORT_READ_S)) from error
         return response.content
 
+    async def read_artifact(self, task_id: str, file: report_writer_pb2.Artifact, correlation_id: str) -> Pages:
+        """Yields a file of a task. Raises Refusal as `read_report` does, before the first piece or between two."""
+        request = report_writer_pb2.GetArtifactRequest(task_id=task_id, name=file.name, sha256=file.sha256)
+        channel = self._channels[Capability.CAPABILITY_REPORT_WRITER]
+        try:
+            await self._connected(Capability.CAPABILITY_REPORT_WRITER)
+            # A call of its own, for the flow control of a stream of its own: readers may be slow.
+            async with single(channel, FETCH, request, ARTIFACT_READ_S, correlation_id) as responses:
+                async for response in responses:
+                    yield response.data
+        except grpc.aio.AioRpcError as error:
+            cause = _error_of(error, Capability.CAPABILITY_REPORT_WRITER, ARTIFACT_READ_S)
+            raise Refusal.passing_on(cause) from error
+
     # ---- one call ----
 
     async def _call(self, call: CallWorker, deliver: Deliver) -> None:
+        request = call.request
+        if isinstance(request, terminal_pb2.RunRequest):
+            result = await self._command(call, request, deliver)
+        else:
+            result = await self._outcome(call, lambda: self._ask(call, request, deliver))
+        result.call_id, result.capability = call.call_id, call.capability
+        deliver(Answered(result))
+
+    async def _outcome(
+        self, call: CallWorker, ask: Callable[[], Awaitable[event_pb2.WorkerResult]]
+    ) -> event_pb2.WorkerResult:
         try:
             async with asyncio.timeout(call.timeout):
                 await self._connected(call.capability)
-                result = await self._ask(call, deliver)
+                return await ask()
         except (grpc.aio.AioRpcError, TimeoutError) as error:
-            result = event_pb2.WorkerResult(error=_error_of(error, call.capability, call.timeout))
+            return event_pb2.WorkerResult(error=_error_of(error, call.capability, call.timeout))
         except Refusal as refusal:
-            result = event_pb2.WorkerResult(error=refusal.error)
+            return event_pb2.WorkerResult(error=refusal.error)
         except Exception as error:  # whatever it is, the call must end in a result, or its task would never end
             log.exception("call %s failed", call.call_id)
-            result = event_pb2.WorkerResult(error=_unexplained(call.capability, type(error).__name__))
-        result.call_id, result.capability = call.call_id, call.capability
-        deliver(Answered(result))
+            return event_pb2.WorkerResult(error=_unexplained(call.capability, type(error).__name__))
 
     async def _connected(self, capability: task_pb2.Capability.ValueType) -> None:
         """Makes sure of a connection before anything is sent, so that "never started" is known and not guessed."""
@@ -133,12 +166,14 @@ class GrpcRouter:
             text = f"{name} does not accept connections. Start it, or check its address in Conductor's settings."
             raise Refusal(Reason.ERROR_REASON_WORKER_UNAVAILABLE, text, capability=name) from None
 
-    async def _ask(self, call: CallWorker, deliver: Deliver) -> event_pb2.WorkerResult:
-        request = call.request
+    async def _ask(
+        self,
+        call: CallWorker,
+        request: researcher_pb2.ResearchRequest | report_writer_pb2.WriteReportRequest,
+        deliver: Deliver,
+    ) -> event_pb2.WorkerResult:
         if isinstance(request, researcher_pb2.ResearchRequest):
             return await self._research(call, request, deliver)
-        if isinstance(request, terminal_pb2.RunRequest):
-            return await self._run(call, request)
         report = await _one(self._writer, WRITE, request, call.timeout, request.provenance.correlation_id)
         return event_pb2.WorkerResult(report=report)
 
@@ -155,8 +190,59 @@ class GrpcRouter:
                     deliver(Progressed(call.call_id, _progress(call, response.progress)))
         raise _no_result(call.capability)
 
-    async def _run(self, call: CallWorker, request: terminal_pb2.RunRequest) -> event_pb2.WorkerResult:
-        output = _Output()
+    # ---- commands ----
+
+    async def _command(
+        self, call: CallWorker, request: terminal_pb2.RunRequest, deliver: Deliver
+    ) -> event_pb2.WorkerResult:
+        output = self._output(call, request.correlation_id, deliver)
+        try:
+            result = await self._outcome(call, lambda: self._run(call, request, output))
+            # Beyond the call's own time: how the command ended is known, and what it wrote does not change that.
+            await output.end(result.command if result.HasField("command") else None)
+        finally:
+            for left in output.close():
+                cleaning = asyncio.create_task(self._clean(left, request.correlation_id))
+                self._cleaning.add(cleaning)
+                cleaning.add_done_callback(self._cleaning.discard)
+        return result
+
+    def _output(self, call: CallWorker, correlation_id: str, deliver: Deliver) -> Output:
+        async def send(
+            request: report_writer_pb2.WriteArtifactRequest, seconds: float
+        ) -> report_writer_pb2.WriteArtifactResponse:
+            return await self._store(request, seconds, correlation_id)
+
+        place = call.place
+        uploads = {stream: Upload(send, place, suffix) for stream, suffix in SUFFIXES.items()} if place else {}
+        return Output(
+            Pieces(call.call_id, self._interval), lambda piece: deliver(Progressed(call.call_id, piece)), uploads
+        )
+
+    async def _store(
+        self, request: report_writer_pb2.WriteArtifactRequest, seconds: float, correlation_id: str
+    ) -> report_writer_pb2.WriteArtifactResponse:
+        """Sends a piece of a file to the ReportWriter. Raises Refusal, and nothing else."""
+        writer = Capability.CAPABILITY_REPORT_WRITER
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connected(writer)
+                return await _one(self._writer, STORE, request, seconds, correlation_id)
+        except Refusal:
+            raise
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            raise Refusal.passing_on(_error_of(error, writer, seconds)) from error
+        except Exception as error:  # whatever it is, the command's own outcome must not be lost over it
+            log.exception("a piece of %s of task %s was not stored", request.name, request.task_id)
+            raise Refusal.passing_on(_unexplained(writer, type(error).__name__)) from error
+
+    async def _clean(self, request: report_writer_pb2.WriteArtifactRequest, correlation_id: str) -> None:
+        try:
+            await self._store(request, PIECE_S, correlation_id)
+        except Refusal as refusal:
+            log.warning("half of %s of task %s is left behind: %s", request.name, request.task_id, refusal)
+
+    async def _run(self, call: CallWorker, request: terminal_pb2.RunRequest, output: Output) -> event_pb2.WorkerResult:
         channel = self._channels[call.capability]
         try:
             # A call of its own: what a command writes wants the flow control of a stream of its own, and leaving the
@@ -164,9 +250,10 @@ class GrpcRouter:
             async with single(channel, RUN, request, call.timeout, request.correlation_id) as responses:
                 async for response in responses:
                     if response.WhichOneof("event") == "chunk":
-                        output.add(response.chunk)
+                        await output.add(response.chunk)
                     elif response.WhichOneof("event") == "result":
-                        return event_pb2.WorkerResult(command=output.record(request.command, response.result))
+                        record = report_writer_pb2.CommandRecord(command=request.command, result=response.result)
+                        return event_pb2.WorkerResult(command=record)
         except grpc.aio.AioRpcError as error:
             cause = from_rpc_error(error)
             unexplained = cause is None or cause.reason == Reason.ERROR_REASON_INTERNAL
@@ -174,35 +261,6 @@ class GrpcRouter:
                 raise _outcome_unknown(call.call_id) from error
             raise
         raise _no_result(call.capability)
-
-
-class _Output:
-    """The beginning of what a command wrote, and how much more there was."""
-
-    def __init__(self) -> None:
-        self._kept = {terminal_pb2.OUTPUT_STREAM_STDOUT: bytearray(), terminal_pb2.OUTPUT_STREAM_STDERR: bytearray()}
-        self._cut = dict.fromkeys(self._kept, 0)
-
-    def add(self, chunk: terminal_pb2.OutputChunk) -> None:
-        if chunk.stream in self._kept:
-            kept = self._kept[chunk.stream]
-            fits = chunk.data[: KEPT_OUTPUT_BYTES - len(kept)]
-            kept += fits
-            self._cut[chunk.stream] += len(chunk.data) - len(fits)
-
-    def record(
-        self, command: terminal_pb2.Command, result: terminal_pb2.CommandResult
-    ) -> report_writer_pb2.CommandRecord:
-        stdout, stderr = (bytes(kept) for kept in self._kept.values())
-        stdout_cut, stderr_cut = self._cut.values()
-        return report_writer_pb2.CommandRecord(
-            command=command,
-            result=result,
-            stdout=stdout,
-            stderr=stderr,
-            stdout_cut_bytes=stdout_cut,
-            stderr_cut_bytes=stderr_cut,
-        )
 
 
 async def _one(lines: Lines, method: Method[Answer], request: Message, seconds: float, correlation_id: str) -> Answer:

@@ -1,8 +1,8 @@
 """The boundary of the reports folder: the only code that opens, creates or removes anything there.
 
 The folder is opened once, at start; all later work is relative to that descriptor, so a folder, link or mount put in
-its place is never followed. A report is written to a temporary file, synced, and given its final name in one step that
-never replaces anything: a reader sees a whole report or none.
+its place is never followed. A file is written under a temporary name, synced, and given its final name in one step that
+never replaces anything: a reader sees a whole file or none.
 """
 
 import contextlib
@@ -13,13 +13,16 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from services.common.config import ConfigError
 
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\.md")
+# Of a report, of a task's folder, of a file in it: one component, without a leading dot.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,130}")
+PARTS = ".parts"  # the folder of files that are still being written
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE = 0x08 | 0x04 | 0x02  # BENEATH, NO_SYMLINKS, NO_MAGICLINKS of <linux/openat2.h>
@@ -63,19 +66,57 @@ class Folder:
             ) from None
         return folder
 
-    def publish(self, name: str, content: bytes) -> bool:
+    def publish(self, name: str, content: bytes, into: "Folder | None" = None) -> bool:
         """Stores the content durably under the name, for all to read; returns False when the name is taken.
+
+        Args:
+            into: a folder in this one to store it in.
 
         Raises OSError when it could not be stored; then nothing is left behind.
         """
+        with self._temporary(content) as temporary:
+            return self.move(temporary, into or self, name)
+
+    def move(self, old: str, into: "Folder", name: str) -> bool:
+        """Gives a file, which must be synced, its final name and place durably; returns False when it is taken."""
         _check(name)
         try:
-            with self._temporary(content) as temporary:
-                self._rename(temporary, name)
+            self._rename(old, into, name)
         except FileExistsError:
             return False
-        self.sync()
+        into.sync()
         return True
+
+    @contextlib.contextmanager
+    def inner(self, name: str, make: bool = False) -> Iterator["Folder"]:
+        """Opens a folder in this one, and makes it first when asked to.
+
+        Raises FileNotFoundError, NotAReport or OSError.
+        """
+        if name != PARTS:
+            _check(name)
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=self._fd)
+            self.sync()  # also when somebody else has made it: who may have died before this
+        try:
+            descriptor = self._open(name, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno in (*_NOT_PLAIN, errno.ENOTDIR):
+                raise NotAReport("no folder") from error
+            raise
+        try:
+            yield Folder(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove_older(self, seconds: float) -> None:
+        """Removes the files that nobody has written to for so long."""
+        newest = time.time() - seconds
+        with os.scandir(self._fd) as entries:
+            old = [entry.name for entry in entries if entry.stat(follow_symlinks=False).st_mtime < newest]
+        for name in old:
+            self.remove(name)
 
     def sync(self) -> None:
         """Makes the names in the folder durable."""
@@ -83,21 +124,38 @@ class Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         """Returns a file's bytes. Raises FileNotFoundError, NotAReport (also above `limit` bytes) or OSError."""
+        descriptor = self.open_plain(name, os.O_RDONLY)
+        try:
+            return _read_plain(descriptor, limit)
+        finally:
+            os.close(descriptor)
+
+    def open_plain(self, name: str, flags: int) -> int:
+        """Returns a descriptor of a plain file with one name. Raises FileNotFoundError, NotAReport or OSError."""
         _check(name)
         try:
             # Without O_NONBLOCK a FIFO would hold the thread until somebody writes to it.
-            descriptor = self._open(name, os.O_RDONLY | os.O_NONBLOCK)
+            descriptor = self._open(name, flags | os.O_NONBLOCK, 0o600 if flags & os.O_CREAT else 0)
         except OSError as error:
-            if error.errno in _NOT_PLAIN:
-                raise NotAReport("a link or a device") from error
+            if error.errno in (*_NOT_PLAIN, errno.EISDIR):
+                raise NotAReport("a link, a folder or a device") from error
             raise
         try:
             if os.fstat(descriptor).st_nlink > 1:
                 with self._alone():  # it may have two names because it is just being published
                     pass
-            return _read_plain(descriptor, limit)
-        finally:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise NotAReport("not a plain file with one name")
+        except BaseException:
             os.close(descriptor)
+            raise
+        return descriptor
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it can be; what stays is removed as left behind, later."""
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=self._fd)
 
     @contextlib.contextmanager
     def _temporary(self, content: bytes) -> Iterator[str]:
@@ -111,7 +169,7 @@ class Folder:
                 os.fsync(descriptor)
                 yield name  # open, and so locked, until it has its final name
         finally:
-            self._remove(name)
+            self.remove(name)
 
     def _new_temporary(self) -> tuple[str, int]:
         """Creates a file and locks it, which tells a sweep by another replica that its writer is alive."""
@@ -123,17 +181,17 @@ class Folder:
                 return name, descriptor
             os.close(descriptor)  # swept in the instant before the lock
 
-    def _rename(self, temporary: str, name: str) -> None:
+    def _rename(self, temporary: str, into: "Folder", name: str) -> None:
         """Gives the temporary file its final name, or raises EEXIST and leaves what stands there."""
         try:
-            _rename_noreplace(self._fd, temporary, name)
+            _rename_noreplace(self._fd, temporary, into._fd, name)
         except OSError as error:
             if error.errno not in (errno.EINVAL, *_NOT_OFFERED):
                 raise
             # The file system cannot do it in one step. A link does not replace either; for a moment it has two names.
-            with self._alone():
-                os.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
-                self._remove(temporary)
+            with into._alone():
+                os.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=into._fd, follow_symlinks=False)
+                self.remove(temporary)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -144,10 +202,6 @@ class Folder:
             yield
         finally:
             os.close(descriptor)
-
-    def _remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # what stays is swept at the next start
-            os.unlink(name, dir_fd=self._fd)
 
     def _sweep(self) -> None:
         with os.scandir(self._fd) as entries:
@@ -187,13 +241,12 @@ def _make(root: Path) -> None:
 
 def _check(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a report's name")
+        raise ValueError(f"{name!r} is not the name of a report, nor of a task's file")
 
 
 def _read_plain(descriptor: int, limit: int) -> bytes:
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size > limit:
-        raise NotAReport("not a plain file with one name and of an allowed size")
+    if os.fstat(descriptor).st_size > limit:
+        raise NotAReport("a file larger than a report may be")
     with os.fdopen(descriptor, "rb", closefd=False) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -213,8 +266,8 @@ def _openat2(folder: int, name: str, flags: int, mode: int) -> int:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
 
 
-def _rename_noreplace(folder: int, old: str, new: str) -> None:
+def _rename_noreplace(folder: int, old: str, into: int, new: str) -> None:
     """renameat2(2) with RENAME_NOREPLACE, which the standard library does not have."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) != 0:
+    if libc.renameat2(folder, os.fsencode(old), into, os.fsencode(new), _RENAME_NOREPLACE) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), new)

@@ -7,20 +7,14 @@ whole report from a torn or edited one.
 
 import hashlib
 import re
-import shlex
-import signal
 from collections.abc import Iterable, Iterator
 
-from conductor.v1 import report_writer_pb2, researcher_pb2, terminal_pb2
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
+from conductor.v1 import report_writer_pb2, researcher_pb2
 
-from services.report_writer.escape import code_span, decode, fenced, fold, inline, shorten
+from services.report_writer.commands import commands, outcome, time_text
+from services.report_writer.escape import code_span, fenced, fold, inline, shorten
 
 TITLE_CHARS = 100
-COMMAND_CHARS = 200  # of a command named in a sentence; its section has it in full
-OUTPUT_BYTES = 64 * 1024  # shown of each stream of each command
-COMMAND_BYTES = 64 * 1024  # shown of each command
 NOTHING_FOUND = "No evidence was found in the sources searched."
 
 _PATH = re.compile(r"reports/([A-Za-z0-9][A-Za-z0-9-]{0,127}\.md)")
@@ -30,16 +24,6 @@ _SEALED = re.compile(
 )
 _SEAL_BYTES = len(_SEAL.format("0" * 64, "0" * 64))
 
-_End = terminal_pb2.CommandEnd
-_ENDS = {
-    _End.COMMAND_END_WALL_TIME: "was killed: its wall time was used up",
-    _End.COMMAND_END_CPU_TIME: "was killed: its CPU time was used up",
-    _End.COMMAND_END_MEMORY: "was killed: it used more memory than allowed",
-    _End.COMMAND_END_PROCESSES: "was killed: it started more processes than allowed",
-    _End.COMMAND_END_FILE_SIZE: "was killed: it wrote a larger file than allowed",
-    _End.COMMAND_END_CANCELLED: "was killed: it was cancelled",
-    _End.COMMAND_END_WORKSPACE: "was killed: its workspace grew larger than allowed",
-}
 _Gap = researcher_pb2.GapKind
 _GAPS = {
     _Gap.GAP_KIND_NOT_FOUND: "Not found",
@@ -48,8 +32,6 @@ _GAPS = {
     _Gap.GAP_KIND_BUDGET_EXHAUSTED: "Search ended early",
     _Gap.GAP_KIND_TRUNCATED: "Read in part or left out",
 }
-_TIERS = {terminal_pb2.IsolationTier.ISOLATION_TIER_STANDARD: "standard"}
-
 Request = report_writer_pb2.WriteReportRequest
 Numbers = dict[bytes, int]
 
@@ -62,6 +44,11 @@ def file_name(task_id: str) -> str:
 def path_of(task_id: str) -> str:
     """Returns the path of a task's report as callers see it."""
     return f"reports/{file_name(task_id)}"
+
+
+def artifact_path(task_id: str, name: str) -> str:
+    """Returns the path of a task's file as callers see it."""
+    return f"reports/{task_id}/{name}"
 
 
 def name_in(path: str) -> str | None:
@@ -88,7 +75,7 @@ def render(request: Request) -> bytes:
         f"# {_title(request.objective)}\n",
         _section("Answer", _answer(request, numbers)),
         _section("Findings", _findings(request.findings, numbers)),
-        _section("Commands", _commands(request.commands)),
+        _section("Commands", commands(request.commands)),
         _section("Gaps", ["".join(_gap(gap) for gap in request.gaps)]),
         _section("Objective", _objective(request.objective)),
         _section("Provenance", ["".join(f"- {line}\n" for line in _provenance(request))]),
@@ -146,16 +133,9 @@ def _answer(request: Request, numbers: Numbers) -> Iterator[str]:
     if request.findings:
         yield _statement(request.findings[0], numbers)
     if request.commands:
-        yield "".join(f"- {_outcome(record)}\n" for record in request.commands)
+        yield "".join(f"- {outcome(record)}\n" for record in request.commands)
     if not request.findings and not request.commands:
         yield f"{NOTHING_FOUND}\n"
-
-
-def _outcome(record: report_writer_pb2.CommandRecord) -> str:
-    """Says in one line how a command ended and, when that is one short line, what it wrote."""
-    ended = f"{_named(record.command)} {_ended(record.result)}"
-    lines = record.stdout.decode(errors="replace").strip().splitlines() if len(record.stdout) <= COMMAND_CHARS else []
-    return f"{ended}: {code_span(lines[0])}" if len(lines) == 1 else f"{ended}."
 
 
 def _statement(finding: researcher_pb2.Finding, numbers: Numbers) -> str:
@@ -194,77 +174,6 @@ def _lines(locator: researcher_pb2.Locator) -> str:
     return f"line {locator.line_start}" if locator.line_start else ""
 
 
-def _command_text(command: terminal_pb2.Command) -> str:
-    return command.script or shlex.join(command.argv)
-
-
-def _named(command: terminal_pb2.Command) -> str:
-    first, *more = [line for line in map(fold, _command_text(command).splitlines()) if line] or [""]
-    return code_span(shorten(f"{first} …" if more else first, COMMAND_CHARS))
-
-
-def _ended(result: terminal_pb2.CommandResult) -> str:
-    if result.end == _End.COMMAND_END_EXITED:
-        return f"exited with {result.exit_code}"
-    if result.end == _End.COMMAND_END_SIGNALED:
-        return f"was ended by signal {_signal(result.signal)}"
-    return _ENDS.get(result.end, "has no known end")
-
-
-def _signal(number: int) -> str:
-    try:
-        return f"{number} ({signal.Signals(number).name})"
-    except ValueError:
-        return str(number)
-
-
-def _commands(records: Iterable[report_writer_pb2.CommandRecord]) -> Iterator[str]:
-    for position, record in enumerate(records, 1):
-        result = record.result
-        yield f"### Command {position}\n"
-        yield from _shown(_command_text(record.command).encode(), COMMAND_BYTES, "sh")
-        yield f"It {_ended(result)}. {' '.join(_circumstances(record))}".rstrip() + "\n"
-        yield from _stream("Standard output", record.stdout, result.stdout_dropped_bytes, record.stdout_cut_bytes)
-        yield from _stream("Standard error", record.stderr, result.stderr_dropped_bytes, record.stderr_cut_bytes)
-
-
-def _circumstances(record: report_writer_pb2.CommandRecord) -> Iterator[str]:
-    command, result = record.command, record.result
-    if result.HasField("started_at"):
-        yield f"Started {_time(result.started_at)}, ended {_time(result.ended_at)}."
-    if result.HasField("cpu_time"):
-        yield f"CPU time {_seconds(result.cpu_time)}, peak memory {result.peak_memory_bytes:,} bytes."
-    if command.stdin:
-        yield f"It was given {len(command.stdin):,} bytes of input."
-    if command.env:
-        yield f"Environment variables set (values not shown): {', '.join(sorted(map(code_span, command.env)))}."
-    if result.HasField("isolation"):
-        yield _sandbox(result.isolation)
-
-
-def _sandbox(isolation: terminal_pb2.Isolation) -> str:
-    layers = ", ".join(inline(layer) for layer in isolation.layers)
-    return f"Sandbox: {_TIERS.get(isolation.tier, 'unknown')}{f' ({layers})' if layers else ''}."
-
-
-def _stream(title: str, data: bytes, dropped: int, cut: int) -> Iterator[str]:
-    if not data and not dropped and not cut:
-        return
-    yield f"{title}:\n"
-    yield from _shown(data, OUTPUT_BYTES, "text", dropped, cut)
-
-
-def _shown(data: bytes, limit: int, language: str, dropped: int = 0, cut: int = 0) -> Iterator[str]:
-    """Yields the beginning of the data in a fence, then how many bytes are missing and who left them out."""
-    text, left_out = decode(data, limit, complete=not dropped and not cut)
-    if text:
-        yield fenced(text, language)
-    causes = (("dropped by the Terminal", dropped), ("not kept by Conductor", cut), ("not shown here", left_out))
-    parts = ", ".join(f"{count:,} {cause}" for cause, count in causes if count)
-    if parts:
-        yield f"_{dropped + cut + left_out:,} bytes are left out: {parts}._\n"
-
-
 def _gap(gap: researcher_pb2.Gap) -> str:
     subject = f": {code_span(gap.subject)}" if fold(gap.subject) else ""
     detail = f". {inline(gap.detail)}" if fold(gap.detail) else ""
@@ -279,23 +188,12 @@ def _provenance(request: Request) -> Iterator[str]:
     if provenance.correlation_id:
         yield f"Correlation id: {code_span(provenance.correlation_id)}"
     if provenance.HasField("created_at"):
-        yield f"Accepted: {_time(provenance.created_at)}"
+        yield f"Accepted: {time_text(provenance.created_at)}"
     if provenance.conductor_version:
         yield f"Conductor: {code_span(provenance.conductor_version)}"
     for run in provenance.workers:
-        times = f"{_time(run.started_at)} to {_time(run.ended_at)}"
+        times = f"{time_text(run.started_at)} to {time_text(run.ended_at)}"
         yield f"Worker: {inline(run.service)}, call {code_span(run.call_id)}, {times}"
     citations = (citation for finding in request.findings for citation in finding.citations)
     for uri, digest in dict.fromkeys((citation.uri, citation.source_sha256) for citation in citations if citation.uri):
         yield f"Source: {code_span(uri)}{f', SHA-256 {code_span(digest)}' if digest else ''}"
-
-
-def _time(time: Timestamp) -> str:
-    try:
-        return time.ToJsonString()
-    except (ValueError, OverflowError):  # seconds or nanos outside of what the type allows
-        return "at a time that is not valid"
-
-
-def _seconds(duration: Duration) -> str:
-    return f"{duration.seconds + duration.nanos / 1e9:.3f} s"

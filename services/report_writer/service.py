@@ -5,17 +5,21 @@ import contextlib
 import errno
 import hashlib
 import logging
+import os
+from collections.abc import AsyncIterator
 
 from conductor.v1 import report_writer_pb2, report_writer_pb2_grpc
 
 from services.common.boundary import Context, correlation_id
 from services.common.errors import Reason, Refusal
 from services.report_writer import report
+from services.report_writer.artifacts import MAX_BYTES, Artifacts, Different, Gap
 from services.report_writer.files import Folder, NotAReport
 
 log = logging.getLogger(__name__)
 
 FULL_NAME = "conductor.v1.ReportWriter"
+CHUNK_BYTES = 64 * 1024  # of a file in one message
 
 
 class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
@@ -29,6 +33,7 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
     def __init__(self, folder: Folder, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
+        self._artifacts = Artifacts(folder)
 
     async def WriteReport(
         self, request: report_writer_pb2.WriteReportRequest, context: Context
@@ -50,10 +55,76 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
         """Reads a report back."""
         return await asyncio.to_thread(self._read, request.path)
 
+    async def WriteArtifact(
+        self, request: report_writer_pb2.WriteArtifactRequest, context: Context
+    ) -> report_writer_pb2.WriteArtifactResponse:
+        """Takes a piece of a task's file."""
+        if request.offset + len(request.data) > MAX_BYTES:
+            raise _too_large("file", request.offset + len(request.data), MAX_BYTES)
+        response = await asyncio.to_thread(self._write_artifact, request)
+        if response.HasField("artifact"):
+            path, size = report.artifact_path(request.task_id, request.name), response.artifact.size_bytes
+            log.info("%s, %d bytes, correlation_id=%s", path, size, correlation_id.get())
+        return response
+
+    async def GetArtifact(
+        self, request: report_writer_pb2.GetArtifactRequest, context: Context
+    ) -> AsyncIterator[report_writer_pb2.GetArtifactResponse]:
+        """Reads a task's file back."""
+        descriptor = await asyncio.to_thread(self._open_artifact, request)
+        try:
+            position = 0  # a read that goes on after its caller has left must not move anybody's
+            while data := await asyncio.to_thread(os.pread, descriptor, CHUNK_BYTES, position):
+                position += len(data)
+                yield report_writer_pb2.GetArtifactResponse(data=data)
+        except OSError as error:
+            raise _disk_refusal("read", error) from error
+        finally:
+            os.close(descriptor)
+
+    def _write_artifact(
+        self, request: report_writer_pb2.WriteArtifactRequest
+    ) -> report_writer_pb2.WriteArtifactResponse:
+        place = request.task_id, request.name
+        path = report.artifact_path(*place)
+        try:
+            if request.discard:
+                self._artifacts.discard(*place)
+            elif not request.sha256:
+                self._artifacts.add(*place, request.offset, request.data)
+            else:
+                whole, existed = self._artifacts.finish(*place, request.offset, request.data, request.sha256)
+                return report_writer_pb2.WriteArtifactResponse(artifact=whole, already_existed=existed)
+        except Gap as gap:
+            what = f"must be at most {gap.size}, which is what came before"
+            raise Refusal(
+                Reason.ERROR_REASON_INVALID_REQUEST, f"offset: {what}.", [("offset", what)], field="offset"
+            ) from gap
+        except Different as found:
+            raise _conflict(path, f"What was sent for {path}, or stands there, has another SHA-256") from found
+        except NotAReport as found:
+            raise _conflict(path, f"What stands at {path} is {found}") from found
+        except OSError as error:
+            raise _disk_refusal("stored", error) from error
+        return report_writer_pb2.WriteArtifactResponse()
+
+    def _open_artifact(self, request: report_writer_pb2.GetArtifactRequest) -> int:
+        path = report.artifact_path(request.task_id, request.name)
+        try:
+            return self._artifacts.open(request.task_id, request.name, request.sha256)
+        except (FileNotFoundError, NotAReport) as error:
+            text = f"There is no file at {path}. It was removed, or never written."
+            raise Refusal(Reason.ERROR_REASON_REPORT_NOT_FOUND, text, path=path) from error
+        except Different as found:
+            text = f"What stands at {path} is not what was stored there: its SHA-256 is another."
+            raise Refusal(Reason.ERROR_REASON_REPORT_CONFLICT, text, path=path) from found
+        except OSError as error:
+            raise _disk_refusal("read", error) from error
+
     def _write(self, request: report_writer_pb2.WriteReportRequest) -> report_writer_pb2.WriteReportResponse:
         content = report.render(request)
         if len(content) > self._max_bytes:
-            raise _too_large(len(content), self._max_bytes)
+            raise _too_large("report", len(content), self._max_bytes)
         try:
             content, existed = self._store(request, content)
         except OSError as error:
@@ -108,8 +179,8 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _too_large(size: int, limit: int) -> Refusal:
-    text = f"The report would have {size} bytes, and {limit} is the most. Ask for fewer findings or less output."
+def _too_large(what: str, size: int, limit: int) -> Refusal:
+    text = f"The {what} would have {size} bytes, and {limit} is the most. Ask for fewer findings or less output."
     return Refusal(Reason.ERROR_REASON_REPORT_TOO_LARGE, text, size_bytes=size, limit_bytes=limit)
 
 
@@ -120,5 +191,5 @@ def _conflict(path: str, found: str) -> Refusal:
 
 def _disk_refusal(done: str, error: OSError) -> Refusal:
     name = errno.errorcode.get(error.errno or 0, "EIO")
-    text = f"The report could not be {done} ({name}). Check the disk of the reports folder, then try again."
+    text = f"The report or file could not be {done} ({name}). Check the disk of the reports folder, then try again."
     return Refusal(Reason.ERROR_REASON_REPORT_WRITE_FAILED, text, errno=name)

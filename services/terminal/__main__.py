@@ -7,7 +7,8 @@ from conductor.v1 import terminal_pb2_grpc
 
 from services.common.config import TerminalSettings, load
 from services.common.server import Service, run
-from services.terminal import policy
+from services.terminal import policy, programs
+from services.terminal.calls import Calls
 from services.terminal.sandbox import Sandbox
 from services.terminal.service import FULL_NAME, TerminalService
 
@@ -18,15 +19,19 @@ async def serve(stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then kills what runs and lets its callers have their results."""
     settings = load(TerminalSettings)
     service = Service(settings.listen, [FULL_NAME])
-    sandbox = Sandbox(settings, policy.standard())
+    rules = programs.load(settings)
+    sandbox = Sandbox(settings, policy.allowed(settings.tier, rules.execute_paths()), rules)
     await sandbox.start()
-    terminal_pb2_grpc.add_TerminalServicer_to_server(TerminalService(sandbox, settings), service.server)
+    calls = Calls(settings.workspaces / "calls", settings.keep_calls, settings.calls_bytes)
+    await calls.start()
+    terminal_pb2_grpc.add_TerminalServicer_to_server(TerminalService(sandbox, calls, settings), service.server)
     await service.start()
     log.info("listening on %s, port %d", settings.listen, service.port)
     await stop.wait()
     await service.drain()
     await sandbox.close()
     await service.stop(settings.grace)
+    await calls.close()
 
 
 def main() -> None:

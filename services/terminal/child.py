@@ -1,26 +1,24 @@
-"""The side of the launcher that becomes the command: sets every layer, then executes the program.
+"""The process that becomes the command: sets every layer, then executes the program.
 
 What happens goes to the supervisor over a pipe that closes with the exec: `refused LAYER ERRNO` when a layer could not
-be set, `ready` when all are, and after that `exec ERRNO` when the program could not be executed.
+be set, `ready` when all are, and after that `exec ERRNO` when the program could not be executed. In the strong tier the
+process forks on the way, see namespaces.py.
 """
-# Importing pathlib or contextlib would slow the start of every command.
-# ruff: noqa: PTH123
 
 from __future__ import annotations
 
 import errno
 import os
 import resource
+from typing import TYPE_CHECKING, NamedTuple
 
-from services.terminal import kernel, landlock, seccomp, selftest
+from services.terminal import kernel, landlock, namespaces, seccomp, selftest
 from services.terminal.job import Job
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
 MIB = 1024 * 1024
-OPEN_FILES = 256
 # The address space is bounded above the memory limit, so that a program that reserves more than it uses can run, and
 # so that the supervisor, which counts what is used, is the one to name the limit.
 ADDRESS_SPACE_SLACK = 1024 * MIB
@@ -30,62 +28,125 @@ SIGKILL = 9
 FAILED = 70  # EX_SOFTWARE of sysexits.h; seen by the supervisor only
 
 
-def layers(uid: int) -> list[str]:
+class Lines(NamedTuple):
+    """Pipes to the supervisor: what happens before the exec, and what the init of the strong tier says at the end."""
+
+    report: int
+    verdict: int
+
+
+def layers(job: Job) -> list[str]:
     """Returns the names of the layers in the order they are set."""
-    return ["supervisor", "session", "rlimits", *(["uid"] if uid else []), "no_new_privs", "landlock", "seccomp"]
+    uid = ["uid"] if job["uid"] else []
+    if job["tier"] == "none":
+        return ["supervisor", "session", *uid, "rlimits", "no_new_privs"]
+    inner = ["rlimits", "no_new_privs", *(["landlock"] if landlock.abi() else []), "seccomp"]
+    if job["tier"] == "standard":
+        return ["supervisor", "session", *uid, *inner]
+    own = ["namespaces", "mounts", *(["loopback"] if job["loopback"] else []), "capabilities"]
+    return ["supervisor", "session", *uid, *own, *inner]
 
 
-def become(job: Job, report: int, supervisor: int) -> NoReturn:
+def become(job: Job, lines: Lines, supervisor: int) -> NoReturn:
     """Sets the layers and executes the command, or runs the self-test. Never returns."""
     try:
-        _become(job, report, supervisor)
+        _Layers(job, lines, supervisor).set()
     finally:
         # Whatever goes wrong, the supervisor's code must not go on in this process. Without `ready` it is a refusal.
         os._exit(FAILED)
 
 
-def _become(job: Job, report: int, supervisor: int) -> None:
-    layer = "session"
-    try:
-        _session(job)
-        layer = "rlimits"
-        _rlimits(job)
-        layer = "landlock"
-        ruleset = landlock.build(landlock.abi(), job["workspace_fd"], job["paths"])
-        layer = "uid"
-        if job["uid"]:
-            _change_user(job["uid"])
-        layer = "no_new_privs"
-        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+class _Layers:
+    """Sets one layer after the other, and knows which one it is at."""
+
+    def __init__(self, job: Job, lines: Lines, supervisor: int) -> None:
+        self._job = job
+        self._lines = lines
+        self._supervisor = supervisor
+        self._layer = "session"
+
+    def set(self) -> None:
+        job = self._job
+        try:
+            self._outside()
+            if job["tier"] == "strong":
+                self._own_world()
+            self._inside()
+            if not job["argv"]:
+                self._layer = "self_test"
+                selftest.check(job)
+        except OSError as error:
+            os.write(self._lines.report, f"refused {self._layer} {error.errno or 0}\n".encode())
+            return
+        os.write(self._lines.report, b"ready\n")
+        if job["argv"]:
+            os.write(self._lines.report, f"exec {_execute(job)}\n".encode())
+
+    def _outside(self) -> None:
+        """Sets what holds this process wherever it goes."""
+        _session(self._job)
+        self._layer = "uid"
+        if self._job["uid"]:
+            _change_user(self._job["uid"])
         # A change of user clears it, so it comes after.
         kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
-        if os.getppid() != supervisor:
+        if os.getppid() != self._supervisor:
+            os._exit(FAILED)
+
+    def _own_world(self) -> None:
+        """Goes on as a grandchild in a world of its own."""
+        self._layer = "namespaces"
+        namespaces.unshare()
+        if init := os.fork():
+            namespaces.keep(init)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
+        self._layer = "mounts"
+        namespaces.build(self._job)
+        if self._job["loopback"]:
+            self._layer = "loopback"
+            namespaces.loopback()
+        self._layer = "capabilities"
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        namespaces.drop_capabilities()
+        self._layer = "namespaces"
+        if command := os.fork():
+            namespaces.reap(command, self._lines.verdict)
+
+    def _inside(self) -> None:
+        """Sets what holds the command alone."""
+        job = self._job
+        os.chdir(job["home"])
+        self._layer = "rlimits"
+        _rlimits(job)
+        self._layer = "no_new_privs"
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        if job["tier"] == "none":
             return
-        layer = "landlock"
-        landlock.restrict(ruleset)
-        layer = "seccomp"
-        seccomp.install()
-        if not job["argv"]:
-            layer = "self_test"
-            selftest.check(job["home"], job["uid"])
-    except OSError as error:
-        os.write(report, f"refused {layer} {error.errno or 0}\n".encode())
-        return
-    os.write(report, b"ready\n")
-    if job["argv"]:
-        os.write(report, f"exec {_execute(job['argv'], job['env'])}\n".encode())
+        if version := landlock.abi():
+            self._layer = "landlock"
+            landlock.restrict(landlock.build(version, _paths(job), job["loopback"]))
+        self._layer = "seccomp"
+        seccomp.install(job["loopback"])
+
+
+def _paths(job: Job) -> list[tuple[str, int]]:
+    own_rights = landlock.WORKSPACE if job["workspace_execute"] else landlock.WORKSPACE & ~landlock.EXECUTE
+    own = [(os.fsdecode(job["home"]), own_rights), (os.fsdecode(job["inputs"]), landlock.READ)]
+    if job["tier"] == "strong":
+        own += [*((path, own_rights) for path in namespaces.SCRATCH), (namespaces.PROC, landlock.READ)]
+    return job["paths"] + own
 
 
 def _session(job: Job) -> None:
     os.setsid()
     for target, source in enumerate((job["stdin_fd"], job["stdout_fd"], job["stderr_fd"])):
         os.dup2(source, target)
-    os.fchdir(job["workspace_fd"])
     os.umask(0o077)
     kernel.default_signals()
     # When memory runs out, the kernel takes the command before the service.
-    with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
-        score.write(b"500")
+    score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(score, b"500")
+    os.close(score)
 
 
 def _rlimits(job: Job) -> None:
@@ -94,7 +155,7 @@ def _rlimits(job: Job) -> None:
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
-        (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
+        (resource.RLIMIT_NOFILE, *2 * (job["open_files"],)),
         (resource.RLIMIT_AS, *2 * (job["memory_bytes"] + ADDRESS_SPACE_SLACK,)),
         (resource.RLIMIT_CPU, cpu, cpu + 1),
         # One more than allowed: a file that is too large is then one that can be seen.
@@ -115,20 +176,12 @@ def _change_user(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> int:
-    """Executes the program as execvp(3) looks it up. Returns the errno when that failed."""
-    found = errno.ENOENT
-    for path in _candidates(argv[0], env):
-        try:
-            os.execve(path, argv, env)  # noqa: S606 - no shell is the point
-        except OSError as error:
-            # Something that is there and cannot be executed says more than the places where nothing is.
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                found = error.errno or errno.EIO
-    return found
-
-
-def _candidates(program: bytes, env: dict[bytes, bytes]) -> list[bytes]:
-    if b"/" in program:
-        return [program]
-    return [folder + b"/" + program for folder in env[b"PATH"].split(b":") if folder]
+def _execute(job: Job) -> int:
+    """Executes the program that was decided on. Returns the errno when that failed."""
+    try:
+        found = os.stat(job["executable"])
+        if (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) != tuple(job["identity"]):
+            return errno.ESTALE
+        os.execve(job["executable"], job["argv"], job["env"])  # noqa: S606 - no shell is the point
+    except OSError as error:
+        return error.errno or errno.EIO

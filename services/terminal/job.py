@@ -1,32 +1,41 @@
-"""What the service hands to the launcher, as plain values that `marshal` carries: paths and arguments are bytes."""
+"""What the service hands to the spawner, as plain values that `marshal` carries: paths and arguments are bytes."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # importing typing would double the launcher's start
-if TYPE_CHECKING:
-    from typing import TypedDict
+from typing import TypedDict
 
-    class Job(TypedDict):
-        """One command, or the sandbox's self-test when `argv` is empty. Names ending in _fd are inherited."""
+# Descriptors travel beside the job, in this order; in the process that receives them they are named as here, with _fd.
+MESSAGE = b"run"
+FDS = ("control", "status", "stdin", "stdout", "stderr", "workspace", "uid")
 
-        argv: list[bytes]
-        env: dict[bytes, bytes]
-        home: bytes  # path of the workspace
-        workspace_fd: int
-        stdin_fd: int
-        stdout_fd: int
-        stderr_fd: int
-        status_fd: int
-        uid: int  # 0: the command runs as the service's own user
-        uid_fd: int  # the lease on the uid, held until the tree is gone; -1 without one
-        minimum_abi: int  # of Landlock
-        paths: list[tuple[str, int]]  # what may be used beyond the workspace, with Landlock rights
-        wall_s: float
-        cpu_s: int
-        memory_bytes: int
-        processes: int
-        file_size_bytes: int
-        workspace_bytes: int
-        workspace_entries: int
-else:
-    Job = dict
+
+class Job(TypedDict):
+    """One command, or the sandbox's self-test when `argv` is empty."""
+
+    tier: str  # strong, standard or none
+    argv: list[bytes]
+    executable: bytes  # what is executed; argv[0] is what it is told of its name
+    identity: tuple[int, ...]  # device, inode, size and time of change (ns) of the executable that was decided on
+    env: dict[bytes, bytes]
+    home: bytes  # path of the workspace
+    inputs: bytes  # path of the folder of inputs
+    loopback: bool  # a loopback of its own instead of no sockets at all; strong only
+    control_fd: int  # its end of file, by cancel or by the death of the service, ends the command
+    status_fd: int  # what the supervisor has to say
+    stdin_fd: int
+    stdout_fd: int
+    stderr_fd: int
+    workspace_fd: int
+    uid: int  # 0: the command runs as the service's own user
+    uid_fd: int  # the lease on the uid, held until the tree is gone; of no meaning without one
+    minimum_abi: int  # of Landlock
+    paths: list[tuple[str, int]]  # what may be used beyond the workspace, with Landlock rights
+    workspace_execute: bool  # whether programs in the workspace may run
+    wall_s: float
+    cpu_s: int
+    memory_bytes: int
+    processes: int
+    open_files: int
+    file_size_bytes: int
+    workspace_bytes: int
+    workspace_entries: int

@@ -50,23 +50,27 @@ class _PathBeneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """Returns the ABI in use: the kernel's, at most KNOWN_ABI. Raises OSError where there is no Landlock."""
-    return min(kernel.call(_CREATE_RULESET, None, 0, _VERSION_FLAG), KNOWN_ABI)
+    """Returns the ABI in use: the kernel's, at most KNOWN_ABI; 0 where there is no Landlock."""
+    try:
+        return min(kernel.call(_CREATE_RULESET, None, 0, _VERSION_FLAG), KNOWN_ABI)
+    except OSError:
+        return 0
 
 
-def build(version: int, workspace: int, paths: list[tuple[str, int]]) -> int:
+def build(version: int, paths: list[tuple[str, int]], network: bool) -> int:
     """Builds a ruleset and returns its file descriptor.
 
     Args:
         version: what `abi` returned.
-        workspace: file descriptor of the folder that may be written.
         paths: (path, rights); a path that does not exist is left out.
+        network: whether TCP is left alone, for a command that has a network of its own.
     """
     handled = _BASE | sum(right for since, right in _ADDED if version >= since)
-    attributes = _Ruleset(handled, _NET if version >= 4 else 0, _SCOPE if version >= SCOPES_SINCE else 0)
+    attributes = _Ruleset(
+        handled, _NET if version >= 4 and not network else 0, _SCOPE if version >= SCOPES_SINCE else 0
+    )
     size = 24 if version >= SCOPES_SINCE else 16 if version >= 4 else 8
     ruleset = kernel.call(_CREATE_RULESET, ctypes.byref(attributes), size, 0)
-    _allow(ruleset, workspace, WORKSPACE & handled)
     for path, rights in paths:
         _allow_path(ruleset, path, rights & handled)
     return ruleset

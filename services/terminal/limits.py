@@ -9,7 +9,15 @@ from services.terminal.policy import Bounds
 
 NANOS = 1_000_000_000
 _TIMES = ("wall_time", "cpu_time")
-_NUMBERS = ("memory_bytes", "processes", "file_size_bytes", "output_bytes")
+_NUMBERS = (
+    "memory_bytes",
+    "processes",
+    "file_size_bytes",
+    "output_bytes",
+    "open_files",
+    "workspace_bytes",
+    "workspace_entries",
+)
 
 
 def resolve(settings: TerminalSettings, asked: terminal_pb2.Limits) -> Bounds:
@@ -28,38 +36,29 @@ def resolve(settings: TerminalSettings, asked: terminal_pb2.Limits) -> Bounds:
 def defaults(settings: TerminalSettings) -> Bounds:
     """Returns the bounds of a request that names none: never above the ceilings."""
     highest = ceilings(settings)
-    return Bounds(
-        wall_time=min(settings.wall_time, highest.wall_time),
-        cpu_time=min(settings.cpu_time, highest.cpu_time),
-        memory_bytes=min(settings.memory_bytes, highest.memory_bytes),
-        processes=min(settings.processes, highest.processes),
-        file_size_bytes=min(settings.file_size_bytes, highest.file_size_bytes),
-        output_bytes=min(settings.output_bytes, highest.output_bytes),
-    )
+    values = {name: min(getattr(settings, name), getattr(highest, name)) for name in (*_TIMES, *_NUMBERS)}
+    return Bounds(**values)
 
 
 def ceilings(settings: TerminalSettings) -> Bounds:
     """Returns the largest bounds a request may name."""
-    return Bounds(
-        wall_time=settings.max_wall_time,
-        cpu_time=settings.max_cpu_time,
-        memory_bytes=settings.max_memory_bytes,
-        processes=settings.max_processes,
-        file_size_bytes=settings.max_file_size_bytes,
-        output_bytes=settings.max_output_bytes,
-    )
+    return Bounds(**{name: getattr(settings, f"max_{name}") for name in (*_TIMES, *_NUMBERS)})
 
 
 def to_proto(bounds: Bounds) -> terminal_pb2.Limits:
     """Returns bounds as the contract has them."""
-    return terminal_pb2.Limits(
-        wall_time=duration(bounds.wall_time),
-        cpu_time=duration(bounds.cpu_time),
-        memory_bytes=bounds.memory_bytes,
-        processes=bounds.processes,
-        file_size_bytes=bounds.file_size_bytes,
-        output_bytes=bounds.output_bytes,
-    )
+    limits = terminal_pb2.Limits()
+    for name in (*_TIMES, *_NUMBERS):
+        put(limits, name, getattr(bounds, name))
+    return limits
+
+
+def put(limits: terminal_pb2.Limits, name: str, value: float) -> None:
+    """Sets one limit of a message; times are seconds."""
+    if name in _TIMES:
+        getattr(limits, name).CopyFrom(duration(value))
+    else:
+        setattr(limits, name, int(value))
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

@@ -1,8 +1,8 @@
 """What may run, where and how far: the sandbox's policy, a command's bounds, and what is told of both."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.terminal import landlock
@@ -15,7 +15,7 @@ UIDS = range(60_706, 61_184)
 PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
 # Read by the loader and by common programs when they start, and public on every machine; what is not here, such as
 # passwd, resolv.conf and all of /proc, is not needed to work on one's own files.
-CONFIGURATION = ("/etc/ld.so.cache", "/etc/localtime", "/etc/gitconfig", "/etc/ssl/openssl.cnf")
+CONFIGURATION = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/etc/gitconfig", "/etc/ssl/openssl.cnf")
 CONFIGURATION_OF_PYTHON = "python3*"  # below /etc; Debian's interpreter reads sitecustomize.py there
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
@@ -26,36 +26,62 @@ POLLED = (
 )
 DELETED_FILES = "Disk space of deleted files that a command keeps open is not counted when it hides its descriptors."
 OWN_FILES = (
-    "Commands run as the service's own user: they can change mode, owner and times of that user's files anywhere, "
-    "and the kernel does not bound the number of processes."
+    "Commands run as the service's own user: they can change mode, owner and times of that user's files anywhere."
 )
+OWN_USER = "The kernel does not bound the number of processes: commands run as the service's own user."
+SCRATCH = "What a command puts into /tmp and /dev/shm, at most 16 MiB each, is memory that its limit does not count."
+NO_LANDLOCK = "The kernel has no Landlock: files are kept from the command by its own file system view alone."
+NOTHING_HOLDS = (
+    "The operator has turned the sandbox off: commands reach the files, processes and network of their user, and what "
+    "they start may outlive them."
+)
+
+TIERS = ("strong", "standard", "none")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The standard tier's demands. What cannot be met refuses every command."""
+    """A tier's demands. What cannot be met refuses every command."""
 
+    tier: str  # one of TIERS
     separate_uid: bool  # another user for each command; only root can
     minimum_abi: int  # of Landlock
     paths: tuple[tuple[str, int], ...]  # what may be used beyond the workspace, with Landlock rights
 
-    def not_enforced(self) -> tuple[str, ...]:
-        """Returns what this policy leaves open, one sentence each."""
-        return (STAT_IS_OPEN, POLLED, DELETED_FILES, *(() if self.separate_uid else (OWN_FILES,)))
+    def not_enforced(self, landlock_abi: int) -> tuple[str, ...]:
+        """Returns what this policy leaves open on this kernel, one sentence each."""
+        own_user = () if self.separate_uid else (OWN_USER,)
+        if self.tier == "none":
+            return (NOTHING_HOLDS, POLLED, DELETED_FILES, *own_user)
+        if self.tier == "standard":
+            return (STAT_IS_OPEN, POLLED, DELETED_FILES, *(() if self.separate_uid else (OWN_FILES,)), *own_user)
+        return (POLLED, DELETED_FILES, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *own_user)
 
 
-def standard() -> Policy:
-    """Returns the policy for the user this process runs as.
+def of_tier(tier: str, executables: tuple[str, ...] | None) -> Policy:
+    """Returns the policy of a tier for the user this process runs as.
 
-    Below Landlock ABI 3 files outside can be truncated; below 6 a command can signal processes of its own user, the
-    service among them.
+    Args:
+        executables: what may be executed, if not all of PROGRAMS.
+
+    In the standard tier everything rests on Landlock: below ABI 3 files outside can be truncated; below 6 a command can
+    signal processes of its own user, the service among them. In the strong tier it is a second wall.
     """
     separate = os.geteuid() == 0
-    return Policy(separate_uid=separate, minimum_abi=3 if separate else 6, paths=tuple(_paths()))
+    minimum = (3 if separate else 6) if tier == "standard" else 0
+    return Policy(tier=tier, separate_uid=separate, minimum_abi=minimum, paths=tuple(_paths(executables)))
 
 
-def _paths() -> Iterator[tuple[str, int]]:
+def allowed(setting: str, executables: tuple[str, ...] | None) -> tuple[Policy, ...]:
+    """Returns the tiers that the operator's setting TERMINAL_TIER allows, best first."""
+    tiers = {"best": ("strong", "standard"), "none-i-understand": ("none",)}
+    return tuple(of_tier(tier, executables) for tier in tiers.get(setting, (setting,)))
+
+
+def _paths(executables: tuple[str, ...] | None) -> Iterator[tuple[str, int]]:
     for path in PROGRAMS:
+        yield path, landlock.READ_EXECUTE if executables is None else landlock.READ
+    for path in executables or ():
         yield path, landlock.READ_EXECUTE
     for path in (*CONFIGURATION, *map(str, Path("/etc").glob(CONFIGURATION_OF_PYTHON))):
         yield path, landlock.READ
@@ -73,6 +99,14 @@ class Bounds:
     processes: int
     file_size_bytes: int
     output_bytes: int  # kept, per stream
+    open_files: int
+    workspace_bytes: int
+    workspace_entries: int
+
+    def within(self, ceilings: Mapping[str, float]) -> "Bounds":
+        """Returns these bounds, lowered to some ceilings."""
+        lower = {name: value for name, value in ceilings.items() if value < getattr(self, name)}
+        return replace(self, **lower) if lower else self  # type: ignore[arg-type] # names and types are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +114,21 @@ class Order:
     """One command to run."""
 
     argv: tuple[str, ...]
+    script: bool  # the caller gave a script, and argv is the shell's
     stdin: bytes
     env: dict[str, str]
     bounds: Bounds
+    loopback: bool = False
+    workspace: str = ""  # "": one of its own
+    inputs: tuple[tuple[str, bytes], ...] = ()
+    outputs: tuple[str, ...] = ()  # patterns of the files to list
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
     """What holds a command, and what does not."""
 
+    tier: str
     landlock_abi: int
     separate_uid: bool
     layers: tuple[str, ...]

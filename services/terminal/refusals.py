@@ -7,6 +7,10 @@ from services.terminal.running import Lost, NotStarted
 
 CAPABILITIES = "SETUID, SETGID, CHOWN, FOWNER and DAC_OVERRIDE"
 ADVICE = {
+    "namespaces": "The strong tier needs unprivileged user namespaces: allow them (sysctl user.max_user_namespaces, "
+    "kernel.apparmor_restrict_unprivileged_userns, the container's seccomp profile), or let TERMINAL_TIER be standard.",
+    "mounts": "The strong tier mounts a /proc of its own, which a container with a masked /proc forbids: run it with "
+    "systempaths=unconfined, or let TERMINAL_TIER be standard.",
     "landlock": "Run it on Linux 6.12 or newer (6.2 when the service is root) with Landlock enabled, and let the "
     "container's seccomp profile allow the landlock_* calls.",
     "seccomp": "Run it on x86_64 or aarch64 with a kernel that has seccomp filters.",
@@ -44,6 +48,38 @@ def over_capacity(limit: int) -> Refusal:
     """All slots are taken."""
     text = f"{limit} commands are running, which is the limit: try again when one has ended."
     return Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=limit)
+
+
+def workspace_busy(name: str) -> Refusal:
+    """Another command runs in the workspace."""
+    text = f"Workspace {name} is in use by another command: try again when that has ended."
+    return Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, workspace=name)
+
+
+def no_file(name: str, path: str) -> Refusal:
+    """A file that cannot be read."""
+    text = "There is no such workspace or file, or it is no regular file: name one that a result has listed."
+    return Refusal(Reason.ERROR_REASON_FILE_NOT_FOUND, text, workspace=name, path=path[:200])
+
+
+def no_loopback(tier: str) -> Refusal:
+    """A network was asked for in a tier that has none to give."""
+    text = (
+        f"The {tier} tier has no network at all: leave `network` out, or run the service where the strong tier holds."
+    )
+    return Refusal(Reason.ERROR_REASON_PROGRAM_REFUSED, text, network="NETWORK_LOOPBACK", tier=tier)
+
+
+def too_much_input(limit: int) -> Refusal:
+    """The inputs are larger together than allowed."""
+    text = f"command.inputs: must be at most {limit} bytes together."
+    return Refusal(Reason.ERROR_REASON_INVALID_REQUEST, text, [("command.inputs", text)], field="command.inputs")
+
+
+def no_pattern(why: str) -> Refusal:
+    """A pattern of outputs that no path can match."""
+    text = f"command.outputs: {why}"
+    return Refusal(Reason.ERROR_REASON_INVALID_REQUEST, text, [("command.outputs", why)], field="command.outputs")
 
 
 def stopping() -> Refusal:

@@ -1,12 +1,14 @@
-"""One command under way: reads what its launcher says and what it writes, and sees to its end."""
+"""One command under way: reads what its supervisor says and what it writes, and sees to its end."""
 
 import asyncio
 import json
 import os
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from services.terminal.outputs import OutputFile
+from services.terminal.policy import Bounds
 
 CHUNK_BYTES = 65_536
 # After a command has ended, its pipes are closed when they have been silent for this long. All who could write to
@@ -53,12 +55,20 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The launcher went away without saying how the command ended; the command is gone with it."""
+    """The supervisor went away without saying how the command ended; the command is gone with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The files that a command was asked for and left, and how many more there were."""
+
+    files: tuple[OutputFile, ...]
+    left_out: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pipes:
-    """The service's ends of a launcher's pipes."""
+    """The service's ends of a command's pipes."""
 
     control: int  # closing it ends the command
     status: int
@@ -70,31 +80,32 @@ class Running:
     """One command. It ends by itself, or through `cancel`; `done` is then set, and nothing of it is left.
 
     Args:
-        clean_up: run in a thread when all processes are gone.
+        bounds: the limits that hold.
+        conclude: run in a thread when all processes are gone.
         on_done: called in the loop after it.
     """
 
     def __init__(
         self,
-        launcher: "subprocess.Popen[bytes]",
         pipes: Pipes,
-        output_bytes: int,
-        clean_up: Callable[[], None],
+        bounds: Bounds,
+        conclude: Callable[[], Left],
         on_done: Callable[["Running"], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.cancelled = False
+        self.bounds = bounds
+        self.left = Left((), 0)  # known when it has ended
         self.dropped = {False: 0, True: 0}  # bytes read beyond output_bytes; the key says whether of stderr
-        self._launcher = launcher
         self._pipes = pipes
-        self._kept = {False: output_bytes, True: output_bytes}  # bytes still to be passed on
+        self._kept = {False: bounds.output_bytes, True: bounds.output_bytes}  # bytes still to be passed on
         self._begun: asyncio.Future[Started | NotStarted | Lost] = loop.create_future()
         self._ended: asyncio.Future[Ended | Lost] = loop.create_future()
         # Its own task: limits, clean-up and the slot do not wait for a caller that reads slowly.
-        self.done = loop.create_task(self._watch(clean_up, on_done))
+        self.done = loop.create_task(self._watch(conclude, on_done))
 
     def cancel(self) -> None:
-        """Asks the launcher to kill the command with all its descendants. May be called again."""
+        """Asks the supervisor to kill the command with all its descendants. May be called again."""
         if not self.cancelled:
             self.cancelled = True
             os.close(self._pipes.control)
@@ -138,13 +149,16 @@ class Running:
         os.close(self._pipes.stdout)
         os.close(self._pipes.stderr)
 
-    async def _watch(self, clean_up: Callable[[], None], on_done: Callable[["Running"], None]) -> None:
+    async def _watch(self, conclude: Callable[[], Left], on_done: Callable[["Running"], None]) -> None:
         try:
+            # Its last word is that no process of the tree is left. Without one the status pipe ends when supervisor and
+            # guard have, which comes to the same.
             async for said in _lines(self._pipes.status):
                 self._hear(said)
+                if said["event"] != "started":
+                    break
             os.close(self._pipes.status)
-            await asyncio.to_thread(self._launcher.wait)
-            await asyncio.to_thread(clean_up)
+            self.left = await asyncio.to_thread(conclude)
         finally:
             on_done(self)
             for future in (self._begun, self._ended):

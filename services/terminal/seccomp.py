@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import struct
+from functools import lru_cache
 
 from services.terminal import kernel
 
@@ -65,12 +66,11 @@ DENIED = (
     (OTHER_PROCESSES, errno.EPERM),
     (KERNEL, errno.EPERM),
     (SHARED_MEMORY, errno.EPERM),
-    (NETWORK, errno.EACCES),
     (ATTRIBUTES, errno.ENOTSUP),
     (MISSING, errno.ENOSYS),
 )
 # Judged by their arguments.
-CLONE, SOCKETPAIR, IOCTL = (56, 220), (53, 199), (16, 29)
+CLONE, SOCKET, SOCKETPAIR, IOCTL = (56, 220), (41, 198), (53, 199), (16, 29)
 PRLIMIT64, SCHED_SETAFFINITY, SETPRIORITY = (302, 261), (203, 122), (141, 140)
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH_*
@@ -79,7 +79,8 @@ _SET_MODE_FILTER = 1
 # CLONE_NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWNS
 _NEW_NAMESPACES = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPES = 1, 1, 5, 0xF
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPES = 1, 5, 0xF
 
 _LOAD, _AND = 0x20, 0x54  # linux/bpf_common.h: ld [k]; and #k
 _EQUAL, _ANY_BIT, _ABOVE = 0x15, 0x45, 0x25  # jeq, jset, jgt
@@ -104,13 +105,13 @@ def _unless_zero(index: int, number: int) -> bytes:
     return _argument(index) + _op(_EQUAL, 0, yes=1) + _refuse(number)
 
 
-def _judged(column: int) -> bytes:
+def _judged(column: int, network: bool) -> bytes:
     """Returns the blocks of calls that are judged by their arguments. Each block ends in a verdict."""
     allow = _op(_RETURN, _ALLOW)
     own_process_only = _unless_zero(0, errno.EPERM) + allow
     blocks = (
         (CLONE, _argument(0) + _op(_ANY_BIT, _NEW_NAMESPACES, no=1) + _refuse(errno.EPERM) + allow),
-        (SOCKETPAIR, _pair_of_streams()),
+        (SOCKET, _families()) if network else (SOCKETPAIR, _pair_of_streams()),
         (PRLIMIT64, own_process_only),
         (SCHED_SETAFFINITY, own_process_only),
         (SETPRIORITY, _unless_zero(0, errno.EPERM) + _unless_zero(1, errno.EPERM) + allow),
@@ -132,8 +133,22 @@ def _pair_of_streams() -> bytes:
     )  # fmt: skip
 
 
-def program(machine: str) -> bytes:
-    """Returns the filter for a machine (`os.uname().machine`). Raises OSError ENOSYS for one without tables."""
+def _families() -> bytes:
+    return (
+        _argument(0)
+        + _op(_EQUAL, _AF_UNIX, yes=3) + _op(_EQUAL, _AF_INET, yes=2) + _op(_EQUAL, _AF_INET6, yes=1)
+        + _refuse(errno.EAFNOSUPPORT) + _op(_RETURN, _ALLOW)
+    )  # fmt: skip
+
+
+@lru_cache
+def program(machine: str, network: bool) -> bytes:
+    """Returns the filter for a machine (`os.uname().machine`). Raises OSError ENOSYS for one without tables.
+
+    Args:
+        network: whether sockets of the internet and unix families are let through, for a command that has a network
+            namespace of its own.
+    """
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system call table for {machine}")
     column, architecture = _ARCHITECTURES[machine]
@@ -142,21 +157,21 @@ def program(machine: str) -> bytes:
         # x32 calls carry a bit above every number, so the end of the list closes them too.
         _op(_LOAD, _NUMBER) + _op(_ABOVE, NEWEST, no=1) + _refuse(errno.ENOSYS),
     ]
-    for calls, number in DENIED:
+    for calls, number in (*DENIED, *(() if network else ((NETWORK, errno.EACCES),))):
         for call in calls.values():
             wanted = call[column]
             if wanted is not None:
                 parts.append(_op(_EQUAL, wanted, no=1) + _refuse(number))
-    return b"".join((*parts, _judged(column), _op(_RETURN, _ALLOW)))
+    return b"".join((*parts, _judged(column, network), _op(_RETURN, _ALLOW)))
 
 
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
 
 
-def install() -> None:
+def install(network: bool) -> None:
     """Puts the filter on this thread for good. no_new_privs must be set. Raises OSError."""
     machine = os.uname().machine
-    code = program(machine)
+    code = program(machine, network)
     filtered = _Program(len(code) // 8, code)
     kernel.call(_SECCOMP[_ARCHITECTURES[machine][0]], _SET_MODE_FILTER, 0, ctypes.byref(filtered))

@@ -1,15 +1,14 @@
 """What a sandbox must hold, tried from inside of it. Run once when the service starts, in place of a command."""
-# Importing pathlib or contextlib would slow the start of every command.
-# ruff: noqa: PTH102, PTH108, PTH123
 
 from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
 
 from services.terminal import kernel
+from services.terminal.job import Job
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,30 +16,50 @@ _NUMBERS = {"x86_64": (41, 272), "aarch64": (198, 97)}  # socket, unshare
 _AF_UNIX, _AF_INET, _SOCK_STREAM = 1, 2, 1
 _NEW_USER_NAMESPACE = 0x10000000
 _NAME = b"conductor-self-test"
+_COMMAND_PID = 2  # below the init of its process namespace
 
 
-def check(home: bytes, uid: int) -> None:
+def check(job: Job) -> None:
     """Tries what must fail and what must work. Raises OSError with the errno of what is wrong.
 
     Raises EUCLEAN when something forbidden worked: then the layers are set, and do not hold.
     """
-    os.mkdir(home + b"/" + _NAME)  # the workspace must be reachable by its path, not only as the current folder
-    with open(home + b"/" + _NAME + b"/file", "wb", buffering=0) as file:
-        file.write(_NAME)
+    # The workspace must be reachable by its path, not only as the current folder.
+    _create(job["home"] + b"/" + _NAME)
+    os.listdir(job["inputs"])
+    if job["uid"] and os.getresuid() != (job["uid"],) * 3:
+        raise OSError(errno.EUCLEAN, "the user was not changed")
+    if job["tier"] == "none":
+        return
+    for attempt in _forbidden(job):
+        _must_fail(attempt)
+    if os.getuid() == 0:
+        raise OSError(errno.EUCLEAN, "the user is root")
+
+
+def _forbidden(job: Job) -> list[Callable[[], object]]:
     socket, unshare = _NUMBERS[os.uname().machine]
-    for attempt in (
-        lambda: _create(b"/tmp/" + _NAME),  # anybody may write there, were it not for the sandbox
-        lambda: _create(b"../" + _NAME),
+    everywhere: list[Callable[[], object]] = [
+        lambda: _create(job["inputs"] + b"/" + _NAME),
         lambda: os.open("/proc/1/environ", os.O_RDONLY),
         lambda: os.open("/etc/passwd", os.O_RDONLY),
-        lambda: os.kill(os.getppid(), 0),
         lambda: kernel.call(socket, _AF_INET, _SOCK_STREAM, 0),
         lambda: kernel.call(socket, _AF_UNIX, _SOCK_STREAM, 0),
         lambda: kernel.call(unshare, _NEW_USER_NAMESPACE),
-    ):
-        _must_fail(attempt)
-    if os.getuid() == 0 or (uid and os.getresuid() != (uid, uid, uid)):
-        raise OSError(errno.EUCLEAN, "the user was not changed")
+    ]
+    if job["tier"] == "strong":
+        return [*everywhere, lambda: os.rename("/usr", "/" + _NAME.decode()), _is_in_a_world_of_its_own]
+    return [
+        *everywhere,
+        lambda: _create(b"../" + _NAME),
+        lambda: _create(b"/tmp/" + _NAME),  # anybody may write there, were it not for the sandbox
+        lambda: os.kill(os.getppid(), 0),
+    ]
+
+
+def _is_in_a_world_of_its_own() -> None:
+    if os.getpid() == _COMMAND_PID:
+        raise OSError(errno.ESRCH, "the other processes are not to be seen")
 
 
 def _create(path: bytes) -> None:

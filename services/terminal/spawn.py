@@ -1,45 +1,88 @@
-"""Starts a launcher: its pipes, the job it reads, and nothing else of the service's."""
+"""The service's side of the spawner: starts it, starts it again when it was killed, and hands it commands."""
 
 import fcntl
 import marshal
 import os
+import socket
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
-from services.terminal.job import Job
-from services.terminal.launcher import BOOT
+from services.terminal import job
+from services.terminal.job import MESSAGE, Job
 from services.terminal.running import Pipes
+from services.terminal.spawner import BOOT
 
-ROOT = str(Path(__file__).parents[2])  # where the launcher finds its modules
+ROOT = str(Path(__file__).parents[2])  # where the spawner finds its modules
+SEND_S = 5.0  # how long the spawner may leave a command lying, on a machine that is very busy
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-def launch(interpreter: str, job: Job, stdin: bytes) -> tuple["subprocess.Popen[bytes]", Pipes]:
-    """Starts the launcher with a job, whose standard streams and status pipe are filled in here. Raises OSError."""
-    # The launcher's ends are closed here in any case, the service's only when something fails.
-    with ExitStack() as theirs, ExitStack() as ours:
-        control, hang_up = _pipe(theirs, ours)
-        status, job["status_fd"] = _pipe(ours, theirs)
-        stdout, job["stdout_fd"] = _pipe(ours, theirs)
-        stderr, job["stderr_fd"] = _pipe(ours, theirs)
-        job["stdin_fd"] = _file(theirs, stdin) if stdin else _null(theirs)
-        if job["uid"]:
-            for fd in (stdout, stderr):  # else /dev/stdout could not be opened
-                os.fchown(fd, job["uid"], job["uid"])
-        job_fd = _file(theirs, marshal.dumps(dict(job)))
-        passed = {fd for name, fd in job.items() if name.endswith("_fd") and isinstance(fd, int) and fd >= 0}
-        launcher = subprocess.Popen(
-            [interpreter, "-I", "-S", "-c", BOOT, ROOT, str(job_fd)],
-            stdin=control,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(*passed, job_fd),
-            env={},
-            cwd="/",
-            start_new_session=True,
-        )
-        ours.pop_all()
-    return launcher, Pipes(hang_up, status, stdout, stderr)
+class Spawner:
+    """A spawner process. It runs from the first command to `close`.
+
+    Args:
+        interpreter: runs it; needs nothing but the standard library.
+    """
+
+    def __init__(self, interpreter: str) -> None:
+        self._interpreter = interpreter
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def launch(self, order: Job, stdin: bytes) -> Pipes:
+        """Starts a command and returns the service's ends of its pipes; the order's descriptors are filled in here.
+
+        Raises OSError.
+        """
+        # The command's ends are closed here in any case, the service's only when something fails.
+        with ExitStack() as theirs, ExitStack() as ours:
+            order["control_fd"], hang_up = _pipe(theirs, ours)
+            status, order["status_fd"] = _pipe(ours, theirs)
+            stdout, order["stdout_fd"] = _pipe(ours, theirs)
+            stderr, order["stderr_fd"] = _pipe(ours, theirs)
+            order["stdin_fd"] = _file(theirs, stdin) if stdin else _null(theirs)
+            if order["uid"]:
+                for fd in (stdout, stderr):  # else /dev/stdout could not be opened
+                    os.fchown(fd, order["uid"], order["uid"])
+            self._send([_file(theirs, marshal.dumps(dict(order))), *_descriptors(order)])
+            ours.pop_all()
+        return Pipes(hang_up, status, stdout, stderr)
+
+    def close(self) -> None:
+        """Ends the spawner; commands go on, and end with their control pipes."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.wait()
+        self._socket = self._process = None
+
+    def _send(self, fds: list[int]) -> None:
+        try:
+            socket.send_fds(self._started(), [MESSAGE], fds)
+        except (BrokenPipeError, ConnectionResetError):  # it was killed; commands that ran have gone on
+            self.close()
+            socket.send_fds(self._started(), [MESSAGE], fds)
+
+    def _started(self) -> socket.socket:
+        if self._socket is None:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.settimeout(SEND_S)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [self._interpreter, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env={},
+                    cwd="/",
+                    start_new_session=True,
+                )
+        return self._socket
+
+
+def _descriptors(order: Job) -> list[int]:
+    return [order[f"{name}_fd"] for name in job.FDS]  # type: ignore[literal-required] # names of the same dictionary
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The half of the launcher that stays outside of the sandbox: starts the command, holds its limits, ends its tree.
+"""The process that stays outside of the sandbox: starts the command, holds its limits, ends its tree.
 
 It speaks to the service over a pipe of its own, one JSON object a line, so nothing a command writes or returns can be
 taken for it:
@@ -7,51 +7,75 @@ taken for it:
     {"event": "not_started", "errno": …}                            the program could not be executed
     {"event": "passed", "abi": …, "layers": […]}                    the self-test found nothing
     {"event": "ended", "end": "EXITED", "status": …, "at_ns": …, "cpu_ns": …, "peak_bytes": …}
-`end` is a CommandEnd without its prefix; `status` is as of wait(2). Standard input is the control pipe: its end of
-file, by cancel or by the death of the service, ends the command.
+`end` is a CommandEnd without its prefix; `status` is as of wait(2).
 """
-# Importing pathlib or contextlib would slow the start of every command.
-# ruff: noqa: SIM105
 
+import contextlib
 import errno
+import marshal
 import os
 import resource
 import select
+import socket
 import time
 
 from services.terminal import child, kernel, landlock, tree, workspace
-from services.terminal.job import Job
+from services.terminal.job import FDS, MESSAGE, Job
 
-CONTROL = 0
 FIRST_POLL_S, LAST_POLL_S = 0.01, 0.05
 POLL_GROWTH = 1.2
 SCAN_EVERY_S = 0.2
 SCAN_SHARE = 10  # a scan that takes long is repeated after this many times its length
 REAP_EVERY_S = 0.002
-SIGXCPU, SIGXFSZ = 24, 25
+SIGKILL, SIGXCPU, SIGXFSZ = 9, 24, 25
+# In the strong tier two processes of ours stand above the command.
+OVERHEAD = {"strong": 2}
 
 
-def take_charge(job: Job) -> None:
-    """Makes this process the one that all it starts falls to, and that can kill all of that and nothing else.
+def serve(service: socket.socket, guard: socket.socket, tell: int) -> None:
+    """Waits for a command and supervises it. Returns when nothing of it is left, or when there will be none."""
+    os.setsid()  # a signal to the guard's group must not reach both
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
+    confined = take_charge()  # nested in the guard's hold, or the guard would be within reach
+    job = receive(service)
+    if job is None:
+        return
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, 0)
+    service.close()
+    socket.send_fds(guard, [b"%d" % job["uid"]], [job["status_fd"]])
+    guard.close()
+    if landlock.abi() < job["minimum_abi"]:
+        say(job["status_fd"], refused("landlock", errno.EOPNOTSUPP))
+        return
+    Supervisor(job, confined, tell).run()
 
-    Raises OSError when the kernel's Landlock is missing or older than the job demands.
-    """
+
+def receive(service: socket.socket) -> Job | None:
+    """Returns the next command, None when the service has closed the socket."""
+    message, fds, _, _ = socket.recv_fds(service, len(MESSAGE), 1 + len(FDS), socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        return None
+    with os.fdopen(fds[0], "rb") as file:
+        job: Job = marshal.load(file)  # noqa: S302 - written by the service that started this program
+    job.update({f"{name}_fd": fd for name, fd in zip(FDS, fds[1:], strict=True)})  # type: ignore[typeddict-item]
+    return job
+
+
+def take_charge() -> bool:
+    """Makes this process the one that all it starts falls to. Returns whether the kernel confines its signals to that."""
     version = landlock.abi()
-    confined = version >= landlock.SCOPES_SINCE
-    if version < job["minimum_abi"] or not (confined or job["uid"]):
-        raise OSError(errno.EOPNOTSUPP, "the kernel's Landlock is too old")
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    confined = version >= landlock.SCOPES_SINCE
     if confined:
         landlock.confine_signals(version)
+    return confined
 
 
-def say(job: Job, line: str) -> None:
+def say(status_fd: int, line: str) -> None:
     """Tells the service one line."""
-    try:
-        os.write(job["status_fd"], line.encode() + b"\n")
-    except BrokenPipeError:
-        pass  # the service is gone; the tree is ended all the same
+    with contextlib.suppress(BrokenPipeError):  # the service is gone; the tree is ended all the same
+        os.write(status_fd, line.encode() + b"\n")
 
 
 def refused(layer: str, number: int) -> str:
@@ -62,49 +86,54 @@ def refused(layer: str, number: int) -> str:
 class Supervisor:
     """Supervises one job, from fork to the last reaped descendant."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, confined: bool, tell: int) -> None:
         self._job = job
+        self._confined = confined
+        self._tell = tell  # where the spawner wants to know that this one's guard is no longer waiting
         self._pid = os.getpid()
         self._child = 0
         self._status: int | None = None  # the command's, as of wait(2)
         self._cpu_s = 0.0  # the command's own
         self._ended_ns = 0
         self._next_scan = 0.0
+        self._processes = job["processes"] + OVERHEAD.get(job["tier"], 0)
 
     def run(self) -> None:
         """Runs the job to its end. Returns when no descendant is left."""
-        # Nested in the guard's hold, or the guard would be within reach.
-        take_charge(self._job)
-        report = self._fork()
+        report, verdict = self._fork()
         # The kernel may not let a process of the same user look into this one.
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         words = self._set_up(report)
+        # Not earlier: the forks that follow would take the processor from the command's own start.
+        os.write(self._tell, b"%d " % os.getppid())
+        os.close(self._tell)
         if words == [b"ready"] and self._job["argv"]:
-            self._supervise()
+            self._supervise(verdict)
             return
         self._end_tree()
         if words != [b"cancelled"]:
-            say(self._job, self._verdict(words))
+            say(self._job["status_fd"], self._verdict(words))
 
-    def _fork(self) -> int:
+    def _fork(self) -> tuple[int, int]:
         job = self._job
-        report, write = os.pipe()
+        (report, write), (verdict, conclude) = os.pipe(), os.pipe()
         self._child = os.fork()
         if self._child == 0:
-            child.become(job, write, self._pid)
-        for fd in {write, job["stdin_fd"], job["stdout_fd"], job["stderr_fd"]}:
+            os.close(self._tell)
+            child.become(job, child.Lines(write, conclude), self._pid)
+        for fd in {write, conclude, job["stdin_fd"], job["stdout_fd"], job["stderr_fd"]}:
             os.close(fd)
-        return report
+        return report, verdict
 
     def _set_up(self, report: int) -> list[bytes]:
         """Reads the child's report until the exec closes it, or until the caller is gone."""
         poll = select.poll()
-        poll.register(CONTROL, select.POLLIN)
+        poll.register(self._job["control_fd"], select.POLLIN)
         poll.register(report, select.POLLIN)
         text = b""
         while True:
             ready = [fd for fd, _ in poll.poll()]
-            if CONTROL in ready:
+            if self._job["control_fd"] in ready:
                 return [b"cancelled"]
             part = os.read(report, 4096)
             if not part:
@@ -123,25 +152,35 @@ class Supervisor:
         return refused("launcher", 0)
 
     def _sandbox(self) -> str:
-        names = ", ".join(f'"{layer}"' for layer in child.layers(self._job["uid"]))
+        names = ", ".join(f'"{layer}"' for layer in child.layers(self._job))
         return f'"abi": {landlock.abi()}, "layers": [{names}]'
 
-    def _supervise(self) -> None:
-        say(self._job, f'{{"event": "started", "at_ns": {time.time_ns()}, {self._sandbox()}}}')
+    def _supervise(self, verdict: int) -> None:
+        say(self._job["status_fd"], f'{{"event": "started", "at_ns": {time.time_ns()}, {self._sandbox()}}}')
         limit = self._watch()
         self._end_tree()
+        self._conclude(os.read(verdict, 256).split(), limit)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_ns = int((used.ru_utime + used.ru_stime) * 1e9)
         say(
-            self._job,
+            self._job["status_fd"],
             f'{{"event": "ended", "end": "{limit or self._own_end()}", "status": {self._status}, '
             f'"at_ns": {self._ended_ns}, "cpu_ns": {cpu_ns}, "peak_bytes": {used.ru_maxrss * 1024}}}',
         )
 
+    def _conclude(self, said: list[bytes], limit: str) -> None:
+        """Takes over what the init of the strong tier saw of the command; the child here was only its keeper."""
+        if self._job["tier"] != "strong":
+            return
+        if said:
+            self._status, self._ended_ns, self._cpu_s = int(said[0]), int(said[1]), float(said[2])
+        elif not limit or self._status == 0:
+            self._status = SIGKILL  # it went with everything
+
     def _watch(self) -> str:
         """Waits for the command's exit, returns "", or for the first limit it passes, returns its name."""
         poll = select.poll()
-        poll.register(CONTROL, select.POLLIN)
+        poll.register(self._job["control_fd"], select.POLLIN)
         poll.register(os.pidfd_open(self._child), select.POLLIN)
         deadline = time.monotonic() + self._job["wall_s"]
         pause = FIRST_POLL_S
@@ -151,7 +190,7 @@ class Supervisor:
             self._reap()
             if self._status is not None:
                 return ""
-            if CONTROL in ready:
+            if self._job["control_fd"] in ready:
                 return "CANCELLED"
             if left <= 0:
                 return "WALL_TIME"
@@ -161,11 +200,11 @@ class Supervisor:
 
     def _passed(self) -> str:
         """Measures the tree and returns the limit it passes, or ""."""
-        pids = tree.descendants(self._pid, self._job["processes"])
-        if len(pids) > self._job["processes"]:
+        pids = tree.descendants(self._pid, self._processes)
+        if len(pids) > self._processes:
             return "PROCESSES"
         used = [tree.measure(pid) for pid in pids]
-        if sum(threads for threads, _, _ in used) > self._job["processes"]:
+        if sum(threads for threads, _, _ in used) > self._processes:
             return "PROCESSES"
         if sum(memory for _, memory, _ in used) > self._job["memory_bytes"] and self._memory_passed(pids):
             return "MEMORY"
@@ -204,7 +243,7 @@ class Supervisor:
     def _end_tree(self) -> None:
         """Kills and reaps until no descendant is left."""
         while self._reap():
-            tree.kill(self._job["uid"])
+            tree.kill(self._job["uid"], self._confined)
             time.sleep(REAP_EVERY_S)
 
     def _reap(self) -> bool:

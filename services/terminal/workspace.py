@@ -1,49 +1,102 @@
-"""One folder per command: made empty, measured while the command writes to it, removed with whatever it holds.
+"""The folders commands run in: made, filled with inputs, kept between commands, removed with whatever they hold.
 
-What lies in it was made by a hostile program: folders nested deeper than any stack, names of any bytes, modes that
-lock out. Nothing here recurses, follows a link, or keeps more than DEPTH files open.
+Below the root, which is opened once and locked:
+    command-<hex>/   a command's own, removed at its end
+    kept-<name>/     a named one, kept from command to command
+    removed-<hex>/   a named one on its way out
+Each holds `work/`, the command's, and `inputs/`, which the command can read. Everything else below the root is not
+this module's. A named one comes into being and goes by a rename, so a crash never leaves half of it under its name.
 """
-# Importing pathlib or contextlib would slow the start of every command.
-# ruff: noqa: PTH208
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
-import stat
+import re
+import secrets
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pathlib import Path
+from services.terminal import folders
+from services.terminal.policy import UIDS
+from services.terminal.usage import Usage as Usage
+from services.terminal.usage import measure as measure
 
-PREFIX = "command-"
-DEPTH = 100  # folders below each other that are looked at
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OWN, KEPT, REMOVED = "command-", "kept-", "removed-"
+PREFIX = OWN
+WORK, INPUTS = "work", "inputs"
+MOST_ENTRIES = 1_000_000  # that are handed from one user to the next
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as the contract has it
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Usage:
-    """What a workspace holds."""
+@dataclass(slots=True)
+class Workspace:
+    """An open workspace. To close it removes nothing."""
 
-    __slots__ = ("_linked", "entries", "largest_bytes", "unknown", "used_bytes")
+    name: str  # of its folder
+    work: int  # descriptor of the command's folder
+    inputs: int  # descriptor of the folder it can read
 
-    def __init__(self) -> None:
-        self.used_bytes = 0  # disk space, each file once
-        self.entries = 0
-        self.largest_bytes = 0  # length of the longest file
-        self.unknown = False  # a part could not be looked at; the numbers are too small
-        self._linked: set[int] = set()
+    @property
+    def work_path(self) -> str:
+        """The command's folder, from the root."""
+        return f"{self.name}/{WORK}"
 
-    def count(self, found: os.stat_result) -> None:
-        """Adds one entry."""
-        self.entries += 1
-        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-            if found.st_ino in self._linked:
-                return
-            self._linked.add(found.st_ino)
-        self.used_bytes += found.st_blocks * 512
-        if stat.S_ISREG(found.st_mode):
-            self.largest_bytes = max(self.largest_bytes, found.st_size)
+    @property
+    def inputs_path(self) -> str:
+        """The folder of inputs, from the root."""
+        return f"{self.name}/{INPUTS}"
+
+    def close(self) -> None:
+        """Closes the descriptors; again is no error."""
+        while self.work >= 0:
+            work, inputs, self.work, self.inputs = self.work, self.inputs, -1, -1
+            os.close(work)
+            os.close(inputs)
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A named workspace: its folder, and when it was last used, in seconds since the epoch."""
+
+    folder: str
+    used_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """How many workspaces were removed, and which could not be."""
+
+    own: int
+    kept: int
+    stuck: tuple[tuple[str, OSError], ...]  # folder and why
+
+
+def own_name() -> str:
+    """Returns a new name for a command's own workspace."""
+    return OWN + secrets.token_hex(8)
+
+
+def kept_name(name: str) -> str:
+    """Returns the folder of a named workspace. Raises ValueError for a name that the contract does not have."""
+    return KEPT + _checked(name)
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', and no sign at the beginning")
+    return name
 
 
 def open_root(path: Path, mode: int) -> int:
@@ -54,7 +107,7 @@ def open_root(path: Path, mode: int) -> int:
     if not path.is_dir():
         path.mkdir(parents=True)
         path.chmod(mode)  # mkdir applies the umask
-    root = os.open(path, _FOLDER)
+    root = _reach(None, str(path))
     try:
         found = os.fstat(root)
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -72,46 +125,7 @@ def create(root: int, name: str, uid: int) -> int:
     os.mkdir(name, 0o700, dir_fd=root)
     if uid:
         os.chown(name, uid, uid, dir_fd=root, follow_symlinks=False)
-    return os.open(name, _FOLDER, dir_fd=root)
-
-
-def measure(root: int, enough: int) -> Usage:
-    """Looks at all entries below a folder while others change it; stops after `enough` entries."""
-    usage = Usage()
-    levels: list[tuple[int, list[str]]] = []
-    try:
-        _enter(os.dup(root), levels)
-        while levels and usage.entries <= enough:
-            fd, names = levels[-1]
-            if names:
-                _look(names.pop(), fd, levels, usage)
-            else:
-                os.close(levels.pop()[0])
-    finally:
-        for fd, _ in levels:
-            os.close(fd)
-    return usage
-
-
-def _enter(fd: int, levels: list[tuple[int, list[str]]]) -> None:
-    levels.append((fd, []))
-    levels[-1][1].extend(os.listdir(fd))
-
-
-def _look(name: str, fd: int, levels: list[tuple[int, list[str]]], usage: Usage) -> None:
-    try:
-        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        usage.count(found)
-        if not stat.S_ISDIR(found.st_mode):
-            return
-        if len(levels) == DEPTH:
-            usage.unknown = True
-            return
-        _enter(os.open(name, _FOLDER, dir_fd=fd), levels)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # changed meanwhile; the next look sees it
-    except OSError:
-        usage.unknown = True  # locked, or made to be unreadable
+    return os.open(name, folders.FOLDER, dir_fd=root)
 
 
 def sweep(root: int) -> int:
@@ -122,43 +136,172 @@ def sweep(root: int) -> int:
     return len(left)
 
 
+def fresh(root: int, name: str, uid: int) -> Workspace:
+    """Makes an empty workspace for a user (0: the own one). Raises OSError; then nothing is left of it."""
+    _mend(root)
+    os.mkdir(name, 0o700, dir_fd=root)
+    try:
+        return _open(root, name, uid)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what is left is swept at the next start
+            folders.remove(root, name)
+        raise
+
+
+def adopt(root: int, name: str, uid: int) -> Workspace:
+    """Opens a named workspace for a user (0: the own one), makes it when there is none, and empties its inputs.
+
+    All in `work/` is the user's then, whoever's it was; see folders.hand_over. No process may be using it. Raises
+    OSError.
+    """
+    _mend(root)
+    try:
+        touch(root, name)
+    except FileNotFoundError:
+        return _adopt_new(root, name, uid)
+    return _open(root, name, uid)
+
+
+def _adopt_new(root: int, name: str, uid: int) -> Workspace:
+    made = fresh(root, own_name(), uid)
+    try:
+        os.rename(made.name, name, src_dir_fd=root, dst_dir_fd=root)
+    except BaseException:
+        made.close()
+        with contextlib.suppress(OSError):  # what is left is swept at the next start
+            folders.remove(root, made.name)
+        raise
+    made.name = name
+    return made
+
+
+def _reach(parent: int | None, name: str) -> int:
+    """Opens a folder, also one that a command of the own user has locked."""
+    try:
+        return os.open(name, folders.FOLDER, dir_fd=parent)
+    except PermissionError:
+        return folders.open_unlocked(parent, name)
+
+
+def _mend(root: int) -> None:
+    """Makes the root usable again: a command of the own user can change its mode."""
+    mode = os.fstat(root).st_mode
+    if mode & 0o722 != 0o700:
+        os.fchmod(root, 0o700 | mode & 0o011)
+
+
+def _open(root: int, name: str, uid: int) -> Workspace:
+    with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
+        folder = folders.open_unlocked(root, name)
+        always.callback(os.close, folder)
+        work = _part(folder, WORK)
+        on_failure.callback(os.close, work)
+        inputs = _part(folder, INPUTS)
+        on_failure.callback(os.close, inputs)
+        folders.empty(inputs)
+        os.fchmod(inputs, 0o555)
+        folders.hand_over(work, uid, UIDS, MOST_ENTRIES)
+        if uid:
+            os.fchmod(folder, 0o711)  # to pass through, and not to list
+        on_failure.pop_all()
+    return Workspace(name, work, inputs)
+
+
+def _part(folder: int, name: str) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=folder)
+    return folders.open_unlocked(folder, name)
+
+
+def put_inputs(workspace: Workspace, files: Iterable[tuple[str, bytes]]) -> None:
+    """Writes files that the command can read and not change. Raises OSError; then there are none."""
+    os.fchmod(workspace.inputs, 0o700)
+    try:
+        for name, content in files:
+            _write(workspace.inputs, _checked(name), content)
+    except BaseException:
+        folders.empty(workspace.inputs)
+        raise
+    finally:
+        os.fchmod(workspace.inputs, 0o555)
+
+
+def _write(folder: int, name: str, content: bytes) -> None:
+    with os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=folder), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fchmod(file.fileno(), 0o444)
+
+
+def open_work(root: int, name: str) -> int:
+    """Opens the `work/` of a named workspace, to read what it holds. Raises OSError, FileNotFoundError if none."""
+    folder = _reach(root, name)
+    try:
+        return _reach(folder, WORK)
+    finally:
+        os.close(folder)
+
+
+def touch(root: int, name: str) -> None:
+    """Says that a named workspace is used now. Raises FileNotFoundError when there is none."""
+    os.utime(name, dir_fd=root, follow_symlinks=False)
+
+
+def kept(root: int) -> list[Kept]:
+    """Returns all named workspaces, the one longest unused first."""
+    return sorted(_kept(root), key=lambda each: each.used_at)
+
+
+def _kept(root: int) -> Iterator[Kept]:
+    for name in os.listdir(root):
+        if name.startswith(KEPT):
+            with contextlib.suppress(FileNotFoundError):
+                # The time of the last change cannot be set, unlike the others, which a command of this user can set.
+                yield Kept(name, os.stat(name, dir_fd=root, follow_symlinks=False).st_ctime)
+
+
 def remove(root: int, name: str) -> None:
-    """Removes a workspace with all it holds. No process may be changing it. Raises OSError."""
-    if _unlinked(root, name):
-        return
-    fd = _open_any(root, name)
+    """Removes a workspace with all it holds. No process may be using it. Raises OSError, FileNotFoundError if none."""
+    _mend(root)
+    if name.startswith(KEPT):
+        name, going = REMOVED + secrets.token_hex(8), name
+        os.rename(going, name, src_dir_fd=root, dst_dir_fd=root)
+    folders.remove(root, name)
+
+
+def tidy(root: int, older_than_s: float | None, now: float, busy: Collection[str] = ()) -> Swept:
+    """Removes what earlier processes left, and named workspaces not used for a time; goes on where it cannot.
+
+    Args:
+        root: the folder of all workspaces.
+        older_than_s: seconds; None keeps all named ones.
+        now: seconds since the epoch. A workspace used after it counts as used now: the clock was set back.
+        busy: folders to leave alone whatever the clock says.
+    """
+    _mend(root)
+    found = [name for name in os.listdir(root) if name.startswith((OWN, REMOVED))]
+    doomed = [name for name in found if name not in busy] + _unused(root, older_than_s, now, busy)
+    stuck = tuple((name, error) for name in doomed if (error := _removal_error(root, name)))
+    gone = [name for name in doomed if name not in {name for name, _ in stuck}]
+    own = sum(name.startswith(OWN) for name in gone)
+    return Swept(own, len(gone) - own, stuck)
+
+
+def _unused(root: int, older_than_s: float | None, now: float, busy: Collection[str]) -> list[str]:
+    if older_than_s is None:
+        return []
+    doomed = []
+    for each in kept(root):
+        if each.used_at > now:
+            touch(root, each.folder)
+        elif now - each.used_at > older_than_s and each.folder not in busy:
+            doomed.append(each.folder)
+    return doomed
+
+
+def _removal_error(root: int, name: str) -> OSError | None:
     try:
-        while entries := os.listdir(fd):
-            for entry in entries:
-                if not _unlinked(fd, entry):
-                    _flatten(fd, entry)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=root)
-
-
-def _flatten(root: int, name: str) -> None:
-    """Removes a folder and its files, and moves its folders up: so depth never matters."""
-    fd = _open_any(root, name)
-    try:
-        for entry in os.listdir(fd):
-            if not _unlinked(fd, entry):
-                os.chmod(entry, 0o700, dir_fd=fd)  # to move a folder one must be able to write to it
-                os.rename(entry, os.urandom(16).hex(), src_dir_fd=fd, dst_dir_fd=root)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=root)
-
-
-def _open_any(root: int, name: str) -> int:
-    os.chmod(name, 0o700, dir_fd=root)  # it is a folder: what else it might be has been unlinked before
-    return os.open(name, _FOLDER, dir_fd=root)
-
-
-def _unlinked(root: int, name: str) -> bool:
-    """Unlinks a name and returns True, or returns False for a folder."""
-    try:
-        os.unlink(name, dir_fd=root)
-    except IsADirectoryError:
-        return False
-    return True
+        remove(root, name)
+    except OSError as error:
+        return error
+    return None

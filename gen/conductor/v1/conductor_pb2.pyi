@@ -295,6 +295,32 @@ class GetTaskReportRequest(_message.Message):
 Global___GetTaskReportRequest: _TypeAlias = GetTaskReportRequest  # noqa: Y015
 
 @_typing.final
+class GetTaskArtifactRequest(_message.Message):
+    """Names a file of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    name: _builtins.str
+    """The file's name, as `Task.artifacts` gives it."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskArtifactRequest: _TypeAlias = GetTaskArtifactRequest  # noqa: Y015
+
+@_typing.final
 class GetStateRequest(_message.Message):
     """Asks for the state of a project."""
 

@@ -66,6 +66,11 @@ class ConductorStub:
                 request_serializer=conductor_dot_v1_dot_conductor__pb2.GetTaskReportRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.GetArtifact = channel.unary_stream(
+                '/conductor.v1.Conductor/GetArtifact',
+                request_serializer=conductor_dot_v1_dot_conductor__pb2.GetTaskArtifactRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.GetState = channel.unary_unary(
                 '/conductor.v1.Conductor/GetState',
                 request_serializer=conductor_dot_v1_dot_conductor__pb2.GetStateRequest.SerializeToString,
@@ -150,6 +155,18 @@ class ConductorServicer:
         """Returns the report of a completed task as text/markdown.
         Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
         read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetArtifact(self, request, context):
+        """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
+        message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
+        the task names.
+        Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
+        REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
+        WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,6 +273,11 @@ def add_ConductorServicer_to_server(servicer, server):
             'GetReport': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReport,
                     request_deserializer=conductor_dot_v1_dot_conductor__pb2.GetTaskReportRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetArtifact,
+                    request_deserializer=conductor_dot_v1_dot_conductor__pb2.GetTaskArtifactRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'GetState': grpc.unary_unary_rpc_method_handler(
@@ -436,6 +458,33 @@ class Conductor:
             target,
             '/conductor.v1.Conductor/GetReport',
             conductor_dot_v1_dot_conductor__pb2.GetTaskReportRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/conductor.v1.Conductor/GetArtifact',
+            conductor_dot_v1_dot_conductor__pb2.GetTaskArtifactRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

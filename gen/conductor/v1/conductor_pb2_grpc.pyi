@@ -61,6 +61,14 @@ class ConductorStub:
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
     read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
+    GetArtifact: _grpc.UnaryStreamMultiCallable[_conductor_pb2.GetTaskArtifactRequest, _httpbody_pb2.HttpBody]
+    """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
+    message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
+    the task names.
+    Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
+    REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
+    WORKER_UNAVAILABLE, WORKER_TIMEOUT.
+    """
     GetState: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.GetStateRequest, _project_pb2.ProjectState]
     """Shows a project. An id nobody wrote to shows the default state, and nothing is created.
     Errors: INVALID_REQUEST.
@@ -133,6 +141,14 @@ class ConductorAsyncStub(ConductorStub):
     """Returns the report of a completed task as text/markdown.
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
     read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
+    """
+    GetArtifact: _aio.UnaryStreamMultiCallable[_conductor_pb2.GetTaskArtifactRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
+    message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
+    the task names.
+    Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
+    REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
+    WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     GetState: _aio.UnaryUnaryMultiCallable[_conductor_pb2.GetStateRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
     """Shows a project. An id nobody wrote to shows the default state, and nothing is created.
@@ -233,6 +249,20 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         """Returns the report of a completed task as text/markdown.
         Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
         read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
+        """
+
+    @_abc_1.abstractmethod
+    def GetArtifact(
+        self,
+        request: _conductor_pb2.GetTaskArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
+        message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
+        the task names.
+        Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
+        REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
+        WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
 
     @_abc_1.abstractmethod

@@ -27,45 +27,46 @@ from conductor.v1 import project_pb2 as conductor_dot_v1_dot_project__pb2
 from conductor.v1 import report_writer_pb2 as conductor_dot_v1_dot_report__writer__pb2
 from conductor.v1 import researcher_pb2 as conductor_dot_v1_dot_researcher__pb2
 from conductor.v1 import task_pb2 as conductor_dot_v1_dot_task__pb2
+from conductor.v1 import terminal_pb2 as conductor_dot_v1_dot_terminal__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onductor/v1/event.proto\x12\x0c\x63onductor.v1\x1a\x18\x63onductor/v1/error.proto\x1a\x1a\x63onductor/v1/project.proto\x1a conductor/v1/report_writer.proto\x1a\x1d\x63onductor/v1/researcher.proto\x1a\x17\x63onductor/v1/task.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x07\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12/\n\x0boccurred_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fstream_sequence\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x12\n\nproject_id\x18\x07 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x08 \x01(\t\x12\x0e\n\x06status\x18\t \x01(\t\x12\r\n\x05phase\x18\n \x01(\t\x12\"\n\x05\x61\x63tor\x18\x0b \x01(\x0b\x32\x13.conductor.v1.Actor\x12\"\n\x05scope\x18\x0c \x01(\x0b\x32\x13.conductor.v1.Scope\x12\x0e\n\x06log_id\x18\r \x01(\t\x12\x31\n\x0ctask_started\x18\x14 \x01(\x0b\x32\x19.conductor.v1.TaskStartedH\x00\x12\x33\n\rtask_progress\x18\x15 \x01(\x0b\x32\x1a.conductor.v1.TaskProgressH\x00\x12/\n\x0bworker_call\x18\x16 \x01(\x0b\x32\x18.conductor.v1.WorkerCallH\x00\x12\x33\n\rworker_result\x18\x17 \x01(\x0b\x32\x1a.conductor.v1.WorkerResultH\x00\x12\x35\n\x0etask_completed\x18\x18 \x01(\x0b\x32\x1b.conductor.v1.TaskCompletedH\x00\x12/\n\x0btask_failed\x18\x19 \x01(\x0b\x32\x18.conductor.v1.TaskFailedH\x00\x12\x35\n\x0etask_cancelled\x18\x1a \x01(\x0b\x32\x1b.conductor.v1.TaskCancelledH\x00\x12\x38\n\x0cstage_status\x18\x1b \x01(\x0b\x32 .conductor.v1.StageStatusChangedH\x00\x12\x41\n\x14waiting_confirmation\x18\x1c \x01(\x0b\x32!.conductor.v1.WaitingConfirmationH\x00\x12+\n\rplan_proposed\x18\x1d \x01(\x0b\x32\x12.conductor.v1.PlanH\x00\x12\x33\n\rplan_approved\x18\x1e \x01(\x0b\x32\x1a.conductor.v1.PlanApprovedH\x00\x12\x43\n\x15\x63onfirmation_answered\x18\x1f \x01(\x0b\x32\".conductor.v1.ConfirmationAnsweredH\x00\x12*\n\x08snapshot\x18( \x01(\x0b\x32\x16.conductor.v1.SnapshotH\x00\x42\t\n\x07payload\"*\n\x05\x41\x63tor\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\"\xa1\x01\n\x0bTaskStarted\x12\x11\n\tobjective\x18\x01 \x01(\t\x12-\n\x0boutput_mode\x18\x02 \x01(\x0e\x32\x18.conductor.v1.OutputMode\x12\"\n\x05hints\x18\x03 \x01(\x0b\x32\x13.conductor.v1.Hints\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x05Route\x12.\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0e\x32\x18.conductor.v1.Capability\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.conductor.v1.RouteReason\"w\n\x0cTaskProgress\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x13\n\x0btotal_steps\x18\x03 \x01(\r\x12\"\n\x05route\x18\x04 \x01(\x0b\x32\x13.conductor.v1.Route\x12\x0f\n\x07\x63\x61ll_id\x18\x05 \x01(\t\"\xc9\x01\n\nWorkerCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12,\n\ncapability\x18\x02 \x01(\x0e\x32\x18.conductor.v1.Capability\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rcommand_index\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_command_index\"\xc4\x02\n\x0cWorkerResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12,\n\ncapability\x18\x02 \x01(\x0e\x32\x18.conductor.v1.Capability\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x18.conductor.v1.TypedError\x12\x30\n\x08research\x18\x05 \x01(\x0b\x32\x1c.conductor.v1.ResearchResultH\x00\x12.\n\x07\x63ommand\x18\x06 \x01(\x0b\x32\x1b.conductor.v1.CommandRecordH\x00\x12\x33\n\x06report\x18\x07 \x01(\x0b\x32!.conductor.v1.WriteReportResponseH\x00\x42\x08\n\x06result\"\x91\x01\n\rTaskCompleted\x12\x13\n\x0breport_path\x18\x01 \x01(\t\x12-\n\x0boutput_mode\x18\x02 \x01(\x0e\x32\x18.conductor.v1.OutputMode\x12<\n\x13writer_window_props\x18\x03 \x01(\x0b\x32\x1f.conductor.v1.WriterWindowProps\"5\n\nTaskFailed\x12\'\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x18.conductor.v1.TypedError\"\x1f\n\rTaskCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa0\x01\n\x12StageStatusChanged\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.conductor.v1.StageStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\'\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x18.conductor.v1.TypedError\"F\n\x0cPlanApproved\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12%\n\x08stage_id\x18\x02 \x01(\x0e\x32\x13.conductor.v1.Stage\"\x89\x01\n\x14\x43onfirmationAnswered\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x17\n\x0f\x63onfirmation_id\x18\x02 \x01(\t\x12\x0f\n\x07plan_id\x18\x03 \x01(\t\x12\x10\n\x08\x61pproved\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"f\n\x08Snapshot\x12-\n\x07project\x18\x01 \x01(\x0b\x32\x1a.conductor.v1.ProjectStateH\x00\x12\"\n\x04task\x18\x02 \x01(\x0b\x32\x12.conductor.v1.TaskH\x00\x42\x07\n\x05state*\xa4\x01\n\x0bRouteReason\x12\x1c\n\x18ROUTE_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14ROUTE_REASON_DEFAULT\x10\x01\x12\x16\n\x12ROUTE_REASON_HINTS\x10\x02\x12\'\n#ROUTE_REASON_RESEARCHER_UNAVAILABLE\x10\x03\x12\x1c\n\x18ROUTE_REASON_NO_FINDINGS\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onductor/v1/event.proto\x12\x0c\x63onductor.v1\x1a\x18\x63onductor/v1/error.proto\x1a\x1a\x63onductor/v1/project.proto\x1a conductor/v1/report_writer.proto\x1a\x1d\x63onductor/v1/researcher.proto\x1a\x17\x63onductor/v1/task.proto\x1a\x1b\x63onductor/v1/terminal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x07\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12/\n\x0boccurred_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fstream_sequence\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x12\n\nproject_id\x18\x07 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x08 \x01(\t\x12\x0e\n\x06status\x18\t \x01(\t\x12\r\n\x05phase\x18\n \x01(\t\x12\"\n\x05\x61\x63tor\x18\x0b \x01(\x0b\x32\x13.conductor.v1.Actor\x12\"\n\x05scope\x18\x0c \x01(\x0b\x32\x13.conductor.v1.Scope\x12\x0e\n\x06log_id\x18\r \x01(\t\x12\x31\n\x0ctask_started\x18\x14 \x01(\x0b\x32\x19.conductor.v1.TaskStartedH\x00\x12\x33\n\rtask_progress\x18\x15 \x01(\x0b\x32\x1a.conductor.v1.TaskProgressH\x00\x12/\n\x0bworker_call\x18\x16 \x01(\x0b\x32\x18.conductor.v1.WorkerCallH\x00\x12\x33\n\rworker_result\x18\x17 \x01(\x0b\x32\x1a.conductor.v1.WorkerResultH\x00\x12\x35\n\x0etask_completed\x18\x18 \x01(\x0b\x32\x1b.conductor.v1.TaskCompletedH\x00\x12/\n\x0btask_failed\x18\x19 \x01(\x0b\x32\x18.conductor.v1.TaskFailedH\x00\x12\x35\n\x0etask_cancelled\x18\x1a \x01(\x0b\x32\x1b.conductor.v1.TaskCancelledH\x00\x12\x38\n\x0cstage_status\x18\x1b \x01(\x0b\x32 .conductor.v1.StageStatusChangedH\x00\x12\x41\n\x14waiting_confirmation\x18\x1c \x01(\x0b\x32!.conductor.v1.WaitingConfirmationH\x00\x12+\n\rplan_proposed\x18\x1d \x01(\x0b\x32\x12.conductor.v1.PlanH\x00\x12\x33\n\rplan_approved\x18\x1e \x01(\x0b\x32\x1a.conductor.v1.PlanApprovedH\x00\x12\x43\n\x15\x63onfirmation_answered\x18\x1f \x01(\x0b\x32\".conductor.v1.ConfirmationAnsweredH\x00\x12*\n\x08snapshot\x18( \x01(\x0b\x32\x16.conductor.v1.SnapshotH\x00\x42\t\n\x07payload\"*\n\x05\x41\x63tor\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\"\xa1\x01\n\x0bTaskStarted\x12\x11\n\tobjective\x18\x01 \x01(\t\x12-\n\x0boutput_mode\x18\x02 \x01(\x0e\x32\x18.conductor.v1.OutputMode\x12\"\n\x05hints\x18\x03 \x01(\x0b\x32\x13.conductor.v1.Hints\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x05Route\x12.\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0e\x32\x18.conductor.v1.Capability\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.conductor.v1.RouteReason\"\xb9\x01\n\x0cTaskProgress\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x13\n\x0btotal_steps\x18\x03 \x01(\r\x12\"\n\x05route\x18\x04 \x01(\x0b\x32\x13.conductor.v1.Route\x12\x0f\n\x07\x63\x61ll_id\x18\x05 \x01(\t\x12)\n\x06output\x18\x06 \x03(\x0b\x32\x19.conductor.v1.OutputChunk\x12\x15\n\romitted_bytes\x18\x07 \x01(\x04\"\xc9\x01\n\nWorkerCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12,\n\ncapability\x18\x02 \x01(\x0e\x32\x18.conductor.v1.Capability\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rcommand_index\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_command_index\"\xc4\x02\n\x0cWorkerResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12,\n\ncapability\x18\x02 \x01(\x0e\x32\x18.conductor.v1.Capability\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x18.conductor.v1.TypedError\x12\x30\n\x08research\x18\x05 \x01(\x0b\x32\x1c.conductor.v1.ResearchResultH\x00\x12.\n\x07\x63ommand\x18\x06 \x01(\x0b\x32\x1b.conductor.v1.CommandRecordH\x00\x12\x33\n\x06report\x18\x07 \x01(\x0b\x32!.conductor.v1.WriteReportResponseH\x00\x42\x08\n\x06result\"\x91\x01\n\rTaskCompleted\x12\x13\n\x0breport_path\x18\x01 \x01(\t\x12-\n\x0boutput_mode\x18\x02 \x01(\x0e\x32\x18.conductor.v1.OutputMode\x12<\n\x13writer_window_props\x18\x03 \x01(\x0b\x32\x1f.conductor.v1.WriterWindowProps\"5\n\nTaskFailed\x12\'\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x18.conductor.v1.TypedError\"\x1f\n\rTaskCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa0\x01\n\x12StageStatusChanged\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.conductor.v1.StageStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\'\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x18.conductor.v1.TypedError\"F\n\x0cPlanApproved\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12%\n\x08stage_id\x18\x02 \x01(\x0e\x32\x13.conductor.v1.Stage\"\x89\x01\n\x14\x43onfirmationAnswered\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x17\n\x0f\x63onfirmation_id\x18\x02 \x01(\t\x12\x0f\n\x07plan_id\x18\x03 \x01(\t\x12\x10\n\x08\x61pproved\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"f\n\x08Snapshot\x12-\n\x07project\x18\x01 \x01(\x0b\x32\x1a.conductor.v1.ProjectStateH\x00\x12\"\n\x04task\x18\x02 \x01(\x0b\x32\x12.conductor.v1.TaskH\x00\x42\x07\n\x05state*\xa4\x01\n\x0bRouteReason\x12\x1c\n\x18ROUTE_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14ROUTE_REASON_DEFAULT\x10\x01\x12\x16\n\x12ROUTE_REASON_HINTS\x10\x02\x12\'\n#ROUTE_REASON_RESEARCHER_UNAVAILABLE\x10\x03\x12\x1c\n\x18ROUTE_REASON_NO_FINDINGS\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conductor.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTEREASON']._serialized_start=2953
-  _globals['_ROUTEREASON']._serialized_end=3117
-  _globals['_EVENT']._serialized_start=252
-  _globals['_EVENT']._serialized_end=1275
-  _globals['_ACTOR']._serialized_start=1277
-  _globals['_ACTOR']._serialized_end=1319
-  _globals['_TASKSTARTED']._serialized_start=1322
-  _globals['_TASKSTARTED']._serialized_end=1483
-  _globals['_ROUTE']._serialized_start=1485
-  _globals['_ROUTE']._serialized_end=1583
-  _globals['_TASKPROGRESS']._serialized_start=1585
-  _globals['_TASKPROGRESS']._serialized_end=1704
-  _globals['_WORKERCALL']._serialized_start=1707
-  _globals['_WORKERCALL']._serialized_end=1908
-  _globals['_WORKERRESULT']._serialized_start=1911
-  _globals['_WORKERRESULT']._serialized_end=2235
-  _globals['_TASKCOMPLETED']._serialized_start=2238
-  _globals['_TASKCOMPLETED']._serialized_end=2383
-  _globals['_TASKFAILED']._serialized_start=2385
-  _globals['_TASKFAILED']._serialized_end=2438
-  _globals['_TASKCANCELLED']._serialized_start=2440
-  _globals['_TASKCANCELLED']._serialized_end=2471
-  _globals['_STAGESTATUSCHANGED']._serialized_start=2474
-  _globals['_STAGESTATUSCHANGED']._serialized_end=2634
-  _globals['_PLANAPPROVED']._serialized_start=2636
-  _globals['_PLANAPPROVED']._serialized_end=2706
-  _globals['_CONFIRMATIONANSWERED']._serialized_start=2709
-  _globals['_CONFIRMATIONANSWERED']._serialized_end=2846
-  _globals['_SNAPSHOT']._serialized_start=2848
-  _globals['_SNAPSHOT']._serialized_end=2950
+  _globals['_ROUTEREASON']._serialized_start=3049
+  _globals['_ROUTEREASON']._serialized_end=3213
+  _globals['_EVENT']._serialized_start=281
+  _globals['_EVENT']._serialized_end=1304
+  _globals['_ACTOR']._serialized_start=1306
+  _globals['_ACTOR']._serialized_end=1348
+  _globals['_TASKSTARTED']._serialized_start=1351
+  _globals['_TASKSTARTED']._serialized_end=1512
+  _globals['_ROUTE']._serialized_start=1514
+  _globals['_ROUTE']._serialized_end=1612
+  _globals['_TASKPROGRESS']._serialized_start=1615
+  _globals['_TASKPROGRESS']._serialized_end=1800
+  _globals['_WORKERCALL']._serialized_start=1803
+  _globals['_WORKERCALL']._serialized_end=2004
+  _globals['_WORKERRESULT']._serialized_start=2007
+  _globals['_WORKERRESULT']._serialized_end=2331
+  _globals['_TASKCOMPLETED']._serialized_start=2334
+  _globals['_TASKCOMPLETED']._serialized_end=2479
+  _globals['_TASKFAILED']._serialized_start=2481
+  _globals['_TASKFAILED']._serialized_end=2534
+  _globals['_TASKCANCELLED']._serialized_start=2536
+  _globals['_TASKCANCELLED']._serialized_end=2567
+  _globals['_STAGESTATUSCHANGED']._serialized_start=2570
+  _globals['_STAGESTATUSCHANGED']._serialized_end=2730
+  _globals['_PLANAPPROVED']._serialized_start=2732
+  _globals['_PLANAPPROVED']._serialized_end=2802
+  _globals['_CONFIRMATIONANSWERED']._serialized_start=2805
+  _globals['_CONFIRMATIONANSWERED']._serialized_end=2942
+  _globals['_SNAPSHOT']._serialized_start=2944
+  _globals['_SNAPSHOT']._serialized_end=3046
 # @@protoc_insertion_point(module_scope)

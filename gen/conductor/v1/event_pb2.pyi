@@ -9,6 +9,7 @@ from conductor.v1 import project_pb2 as _project_pb2
 from conductor.v1 import report_writer_pb2 as _report_writer_pb2
 from conductor.v1 import researcher_pb2 as _researcher_pb2
 from conductor.v1 import task_pb2 as _task_pb2
+from conductor.v1 import terminal_pb2 as _terminal_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -335,6 +336,8 @@ class TaskProgress(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    OMITTED_BYTES_FIELD_NUMBER: _builtins.int
     message: _builtins.str
     """What happens, one short sentence."""
     step: _builtins.int
@@ -343,9 +346,18 @@ class TaskProgress(_message.Message):
     """Steps in all. 0 when unknown."""
     call_id: _builtins.str
     """The call that reported it. Empty when it was Conductor itself."""
+    omitted_bytes: _builtins.int
+    """Bytes the command wrote since the progress before and ahead of `output` that are not shown."""
     @_builtins.property
     def route(self) -> Global___Route:
         """The route, when this progress is the choice of one. Absent otherwise."""
+
+    @_builtins.property
+    def output(self) -> _containers.RepeatedCompositeFieldContainer[_terminal_pb2.OutputChunk]:
+        """What a command has written since the progress before, in the order it was read: at most 4 KiB together, cut at line
+        ends where there are any. One such progress at most every half second, ever fewer the longer the command runs, 100
+        at most, and the last when it ends. Empty when this is not about output. The whole output is in `Task.artifacts`.
+        """
 
     def __init__(
         self,
@@ -355,10 +367,12 @@ class TaskProgress(_message.Message):
         total_steps: _builtins.int = ...,
         route: Global___Route | None = ...,
         call_id: _builtins.str = ...,
+        output: _abc.Iterable[_terminal_pb2.OutputChunk] | None = ...,
+        omitted_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "message", b"message", "route", b"route", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "message", b"message", "omitted_bytes", b"omitted_bytes", "output", b"output", "route", b"route", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ isort:skip_file
 The ReportWriter service: turns findings into one markdown file below the reports root, and nowhere else."""
 
 from collections import abc as _abc
+from conductor.v1 import error_pb2 as _error_pb2
 from conductor.v1 import researcher_pb2 as _researcher_pb2
 from conductor.v1 import terminal_pb2 as _terminal_pb2
 from google.protobuf import descriptor as _descriptor
@@ -83,6 +84,7 @@ class CommandRecord(_message.Message):
     STDERR_FIELD_NUMBER: _builtins.int
     STDOUT_CUT_BYTES_FIELD_NUMBER: _builtins.int
     STDERR_CUT_BYTES_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
     stdout: _builtins.bytes
     """The beginning of standard output as written, cut to what Conductor keeps."""
     stderr: _builtins.bytes
@@ -99,6 +101,12 @@ class CommandRecord(_message.Message):
     def result(self) -> _terminal_pb2.CommandResult:
         """How it ended."""
 
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
+        """Where the whole output is, as far as the Terminal passed it on: one for each stream that was written to, stdout
+        first. Also those that could not be stored, with the reason.
+        """
+
     def __init__(
         self,
         *,
@@ -108,14 +116,59 @@ class CommandRecord(_message.Message):
         stderr: _builtins.bytes = ...,
         stdout_cut_bytes: _builtins.int = ...,
         stderr_cut_bytes: _builtins.int = ...,
+        artifacts: _abc.Iterable[Global___Artifact] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "result", b"result", "stderr", b"stderr", "stderr_cut_bytes", b"stderr_cut_bytes", "stdout", b"stdout", "stdout_cut_bytes", b"stdout_cut_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "command", b"command", "result", b"result", "stderr", b"stderr", "stderr_cut_bytes", b"stderr_cut_bytes", "stdout", b"stdout", "stdout_cut_bytes", b"stdout_cut_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommandRecord: _TypeAlias = CommandRecord  # noqa: Y015
+
+@_typing.final
+class Artifact(_message.Message):
+    """Names a file of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, unique in the task: `command-<n>.stdout` or `.stderr`, <n> counted from 1 as in hints.commands; for a
+    further attempt at the command `command-<n>-attempt-<m>.stdout`.
+    """
+    size_bytes: _builtins.int
+    """Its size in bytes; when it is missing, what it would have had."""
+    sha256: _builtins.str
+    """SHA-256 of its content, in lower-case hexadecimal. Empty when it is missing."""
+    media_type: _builtins.str
+    """`text/plain; charset=utf-8` when its content is that and holds no NUL, otherwise `application/octet-stream`. Empty
+    when it is missing.
+    """
+    @_builtins.property
+    def error(self) -> _error_pb2.TypedError:
+        """Why it is missing: it could not be stored. Absent when it is there."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        error: _error_pb2.TypedError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "media_type", b"media_type", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
 
 @_typing.final
 class Provenance(_message.Message):
@@ -282,3 +335,125 @@ class GetReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReportResponse: _TypeAlias = GetReportResponse  # noqa: Y015
+
+@_typing.final
+class WriteArtifactRequest(_message.Message):
+    """Carries a piece of a task's file, or gives the file up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    DISCARD_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task the file belongs to."""
+    name: _builtins.str
+    """The file's name, see `Artifact.name`."""
+    offset: _builtins.int
+    """Where in the file the piece begins, in bytes: at or before the end of what was sent so far."""
+    data: _builtins.bytes
+    """The piece, at most 1 MiB."""
+    sha256: _builtins.str
+    """SHA-256 of the whole file, in lower-case hexadecimal: this is its last piece. Absent on all others."""
+    discard: _builtins.bool
+    """Whether what was sent so far shall be removed: there will be no last piece. A file that is finished stays."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        sha256: _builtins.str = ...,
+        discard: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "discard", b"discard", "name", b"name", "offset", b"offset", "sha256", b"sha256", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteArtifactRequest: _TypeAlias = WriteArtifactRequest  # noqa: Y015
+
+@_typing.final
+class WriteArtifactResponse(_message.Message):
+    """Says that a piece was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
+    already_existed: _builtins.bool
+    """Whether the file was there already from an earlier, equal request."""
+    @_builtins.property
+    def artifact(self) -> Global___Artifact:
+        """The file. Present in the answer to the last piece only: it is durable."""
+
+    def __init__(
+        self,
+        *,
+        artifact: Global___Artifact | None = ...,
+        already_existed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_existed", b"already_existed", "artifact", b"artifact"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteArtifactResponse: _TypeAlias = WriteArtifactResponse  # noqa: Y015
+
+@_typing.final
+class GetArtifactRequest(_message.Message):
+    """Asks for a file of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    name: _builtins.str
+    """The file's name."""
+    sha256: _builtins.str
+    """SHA-256 it must have, in lower-case hexadecimal. Compared before the first byte is sent."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetArtifactRequest: _TypeAlias = GetArtifactRequest  # noqa: Y015
+
+@_typing.final
+class GetArtifactResponse(_message.Message):
+    """Carries a piece of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The bytes, at most 65,536."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetArtifactResponse: _TypeAlias = GetArtifactResponse  # noqa: Y015

@@ -46,6 +46,16 @@ class ReportWriterStub:
                 request_serializer=conductor_dot_v1_dot_report__writer__pb2.GetReportRequest.SerializeToString,
                 response_deserializer=conductor_dot_v1_dot_report__writer__pb2.GetReportResponse.FromString,
                 _registered_method=True)
+        self.WriteArtifact = channel.unary_unary(
+                '/conductor.v1.ReportWriter/WriteArtifact',
+                request_serializer=conductor_dot_v1_dot_report__writer__pb2.WriteArtifactRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_report__writer__pb2.WriteArtifactResponse.FromString,
+                _registered_method=True)
+        self.GetArtifact = channel.unary_stream(
+                '/conductor.v1.ReportWriter/GetArtifact',
+                request_serializer=conductor_dot_v1_dot_report__writer__pb2.GetArtifactRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_report__writer__pb2.GetArtifactResponse.FromString,
+                _registered_method=True)
 
 
 class ReportWriterServicer:
@@ -71,6 +81,26 @@ class ReportWriterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteArtifact(self, request, context):
+        """Stores a file of a task beside its report, `reports/<task_id>/<name>`, piece by piece in order. The last piece has
+        the SHA-256 of the whole, and is answered once the file is durable under its final name; nobody sees it before. A
+        piece may be sent again. What is never finished is removed after a day.
+        Errors: INVALID_REQUEST (also for a piece that leaves a gap), REPORT_CONFLICT (another file stands there, and is not
+        replaced; or the pieces have another SHA-256), REPORT_WRITE_FAILED, REPORT_TOO_LARGE (above 1 GiB).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetArtifact(self, request, context):
+        """Reads a file of a task back.
+        Errors: INVALID_REQUEST, REPORT_NOT_FOUND, REPORT_CONFLICT (what stands there is not what was stored),
+        REPORT_WRITE_FAILED (the disk cannot be read).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReportWriterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +113,16 @@ def add_ReportWriterServicer_to_server(servicer, server):
                     servicer.GetReport,
                     request_deserializer=conductor_dot_v1_dot_report__writer__pb2.GetReportRequest.FromString,
                     response_serializer=conductor_dot_v1_dot_report__writer__pb2.GetReportResponse.SerializeToString,
+            ),
+            'WriteArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteArtifact,
+                    request_deserializer=conductor_dot_v1_dot_report__writer__pb2.WriteArtifactRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_report__writer__pb2.WriteArtifactResponse.SerializeToString,
+            ),
+            'GetArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetArtifact,
+                    request_deserializer=conductor_dot_v1_dot_report__writer__pb2.GetArtifactRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_report__writer__pb2.GetArtifactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -141,6 +181,60 @@ class ReportWriter:
             '/conductor.v1.ReportWriter/GetReport',
             conductor_dot_v1_dot_report__writer__pb2.GetReportRequest.SerializeToString,
             conductor_dot_v1_dot_report__writer__pb2.GetReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.ReportWriter/WriteArtifact',
+            conductor_dot_v1_dot_report__writer__pb2.WriteArtifactRequest.SerializeToString,
+            conductor_dot_v1_dot_report__writer__pb2.WriteArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/conductor.v1.ReportWriter/GetArtifact',
+            conductor_dot_v1_dot_report__writer__pb2.GetArtifactRequest.SerializeToString,
+            conductor_dot_v1_dot_report__writer__pb2.GetArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,18 @@ class ReportWriterStub:
     """Reads a report back.
     Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
     """
+    WriteArtifact: _grpc.UnaryUnaryMultiCallable[_report_writer_pb2.WriteArtifactRequest, _report_writer_pb2.WriteArtifactResponse]
+    """Stores a file of a task beside its report, `reports/<task_id>/<name>`, piece by piece in order. The last piece has
+    the SHA-256 of the whole, and is answered once the file is durable under its final name; nobody sees it before. A
+    piece may be sent again. What is never finished is removed after a day.
+    Errors: INVALID_REQUEST (also for a piece that leaves a gap), REPORT_CONFLICT (another file stands there, and is not
+    replaced; or the pieces have another SHA-256), REPORT_WRITE_FAILED, REPORT_TOO_LARGE (above 1 GiB).
+    """
+    GetArtifact: _grpc.UnaryStreamMultiCallable[_report_writer_pb2.GetArtifactRequest, _report_writer_pb2.GetArtifactResponse]
+    """Reads a file of a task back.
+    Errors: INVALID_REQUEST, REPORT_NOT_FOUND, REPORT_CONFLICT (what stands there is not what was stored),
+    REPORT_WRITE_FAILED (the disk cannot be read).
+    """
 
 @_typing.type_check_only
 class ReportWriterAsyncStub(ReportWriterStub):
@@ -62,6 +74,18 @@ class ReportWriterAsyncStub(ReportWriterStub):
     GetReport: _aio.UnaryUnaryMultiCallable[_report_writer_pb2.GetReportRequest, _report_writer_pb2.GetReportResponse]  # type: ignore[assignment]
     """Reads a report back.
     Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
+    """
+    WriteArtifact: _aio.UnaryUnaryMultiCallable[_report_writer_pb2.WriteArtifactRequest, _report_writer_pb2.WriteArtifactResponse]  # type: ignore[assignment]
+    """Stores a file of a task beside its report, `reports/<task_id>/<name>`, piece by piece in order. The last piece has
+    the SHA-256 of the whole, and is answered once the file is durable under its final name; nobody sees it before. A
+    piece may be sent again. What is never finished is removed after a day.
+    Errors: INVALID_REQUEST (also for a piece that leaves a gap), REPORT_CONFLICT (another file stands there, and is not
+    replaced; or the pieces have another SHA-256), REPORT_WRITE_FAILED, REPORT_TOO_LARGE (above 1 GiB).
+    """
+    GetArtifact: _aio.UnaryStreamMultiCallable[_report_writer_pb2.GetArtifactRequest, _report_writer_pb2.GetArtifactResponse]  # type: ignore[assignment]
+    """Reads a file of a task back.
+    Errors: INVALID_REQUEST, REPORT_NOT_FOUND, REPORT_CONFLICT (what stands there is not what was stored),
+    REPORT_WRITE_FAILED (the disk cannot be read).
     """
 
 class ReportWriterServicer(metaclass=_abc_1.ABCMeta):
@@ -89,6 +113,30 @@ class ReportWriterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_report_writer_pb2.GetReportResponse, _abc.Awaitable[_report_writer_pb2.GetReportResponse]]:
         """Reads a report back.
         Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
+        """
+
+    @_abc_1.abstractmethod
+    def WriteArtifact(
+        self,
+        request: _report_writer_pb2.WriteArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_report_writer_pb2.WriteArtifactResponse, _abc.Awaitable[_report_writer_pb2.WriteArtifactResponse]]:
+        """Stores a file of a task beside its report, `reports/<task_id>/<name>`, piece by piece in order. The last piece has
+        the SHA-256 of the whole, and is answered once the file is durable under its final name; nobody sees it before. A
+        piece may be sent again. What is never finished is removed after a day.
+        Errors: INVALID_REQUEST (also for a piece that leaves a gap), REPORT_CONFLICT (another file stands there, and is not
+        replaced; or the pieces have another SHA-256), REPORT_WRITE_FAILED, REPORT_TOO_LARGE (above 1 GiB).
+        """
+
+    @_abc_1.abstractmethod
+    def GetArtifact(
+        self,
+        request: _report_writer_pb2.GetArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_report_writer_pb2.GetArtifactResponse], _abc.AsyncIterator[_report_writer_pb2.GetArtifactResponse]]:
+        """Reads a file of a task back.
+        Errors: INVALID_REQUEST, REPORT_NOT_FOUND, REPORT_CONFLICT (what stands there is not what was stored),
+        REPORT_WRITE_FAILED (the disk cannot be read).
         """
 
 def add_ReportWriterServicer_to_server(servicer: ReportWriterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ Tasks: one run of one objective each."""
 
 from collections import abc as _abc
 from conductor.v1 import error_pb2 as _error_pb2
+from conductor.v1 import report_writer_pb2 as _report_writer_pb2
 from conductor.v1 import terminal_pb2 as _terminal_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -280,6 +281,7 @@ class Task(_message.Message):
     AS_OF_SEQUENCE_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Id given by Conductor; a UUID version 7, so ids sort by time of acceptance."""
     status: Global___TaskStatus.ValueType
@@ -328,6 +330,12 @@ class Task(_message.Message):
     def scope(self) -> Global___Scope:
         """On whose behalf."""
 
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_report_writer_pb2.Artifact]:
+        """What its commands wrote, in order: one for each stream that was written to, when the command has ended. See
+        GetArtifact. Also those that could not be stored, with the reason.
+        """
+
     def __init__(
         self,
         *,
@@ -348,10 +356,11 @@ class Task(_message.Message):
         as_of_sequence: _builtins.int = ...,
         scope: Global___Scope | None = ...,
         phase: _builtins.str = ...,
+        artifacts: _abc.Iterable[_report_writer_pb2.Artifact] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_report_path", b"_report_path", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "report_path", b"report_path", "scope", b"scope", "started_at", b"started_at", "writer_window_props", b"writer_window_props"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_report_path", b"_report_path", "as_of_sequence", b"as_of_sequence", "attempt", b"attempt", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "desktop_id", b"desktop_id", "error", b"error", "objective", b"objective", "output_mode", b"output_mode", "phase", b"phase", "project_id", b"project_id", "report_path", b"report_path", "scope", b"scope", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "writer_window_props", b"writer_window_props"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_report_path", b"_report_path", "artifacts", b"artifacts", "as_of_sequence", b"as_of_sequence", "attempt", b"attempt", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "desktop_id", b"desktop_id", "error", b"error", "objective", b"objective", "output_mode", b"output_mode", "phase", b"phase", "project_id", b"project_id", "report_path", b"report_path", "scope", b"scope", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "writer_window_props", b"writer_window_props"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__report_path: _TypeAlias = _typing.Literal["report_path"]  # noqa: Y015
     _WhichOneofArgType__report_path: _TypeAlias = _typing.Literal["_report_path", b"_report_path"]  # noqa: Y015

@@ -5,7 +5,7 @@ from typing import Any
 
 from conductor.v1 import report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
 
-from services.conductor.protocol import WorkerRequest
+from services.conductor.protocol import Place, WorkerRequest
 from services.conductor.state.task_state import Step, TaskState
 
 Capability = task_pb2.Capability
@@ -53,6 +53,14 @@ def request_for(step: Step, call_id: str, state: TaskState) -> WorkerRequest:
         command=state.hints.commands[step.command_index],
         correlation_id=state.task.correlation_id,
     )
+
+
+def place_for(step: Step, attempt: int, state: TaskState) -> Place | None:
+    """Returns where a command's output is kept; no two calls of a task have the same place."""
+    if step.command_index is None:
+        return None
+    again = f"-attempt-{attempt}" if attempt > 1 else ""
+    return Place(state.task.task_id, f"command-{step.command_index + 1}{again}")
 
 
 def _research(state: TaskState) -> researcher_pb2.ResearchRequest:

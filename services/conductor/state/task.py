@@ -14,6 +14,7 @@ from conductor.v1 import conductor_pb2, error_pb2, event_pb2, report_writer_pb2,
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import Payload, task_event
 from services.conductor.protocol import (
+    MAX_OUTPUT_PROGRESS,
     MAX_PROGRESS,
     NOTHING,
     SECOND,
@@ -32,7 +33,7 @@ from services.conductor.protocol import (
     Submit,
     TaskCommand,
 )
-from services.conductor.state.requests import request_for, summary_of, timeout_for
+from services.conductor.state.requests import place_for, request_for, summary_of, timeout_for
 from services.conductor.state.task_state import (
     CANCELLED,
     COMPLETED,
@@ -169,15 +170,20 @@ def _next_step(draft: _Draft) -> None:
     )
     call.deadline.FromNanoseconds(given.at + int(timeout * SECOND))
     request = request_for(step, given.id, state)
+    place = place_for(step, call.attempt, state)
     draft.tell(call, WAITING, PHASES[step.capability])
-    draft.effects.append(CallWorker(given.id, step.capability, request, timeout))
+    draft.effects.append(CallWorker(given.id, step.capability, request, timeout, place))
     return None
 
 
 def _progressed(draft: _Draft, command: Progressed) -> None:
     state = draft.state
-    if _is_open(state, command.call_id) and state.progress < MAX_PROGRESS:
-        draft.tell(command.progress, WAITING, PHASES[state.steps[0].capability])
+    if not _is_open(state, command.call_id):
+        return
+    capability = state.steps[0].capability
+    most = MAX_OUTPUT_PROGRESS if capability == Capability.CAPABILITY_TERMINAL else MAX_PROGRESS
+    if state.progress < most:
+        draft.tell(command.progress, WAITING, PHASES[capability])
 
 
 def _answered(draft: _Draft, command: Answered) -> None:

@@ -151,6 +151,7 @@ def _on_call(state: TaskState, event: event_pb2.Event) -> None:
 def _on_result(state: TaskState, event: event_pb2.Event) -> None:
     result = event.worker_result
     state.call = None
+    state.task.artifacts.extend(result.command.artifacts)  # also of a command that failed
     if result.HasField("error"):
         state.refused += result.error.reason == Reason.ERROR_REASON_OVER_CAPACITY
         return

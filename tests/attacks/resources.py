@@ -1,0 +1,204 @@
+"""Attacks on what all share: processes, memory, disk, time, output. Each bomb is finite, whatever holds it."""
+
+from tests.attacks.attack import MIB, Attack
+from tests.attacks.scene import Scene
+
+GOAL_MIB = 320  # against a limit of 128
+GOAL_PROCESSES = 400  # against a limit of 32
+HOLD_S = 0.7  # what was reached counts when it was held for this long
+OUTPUT = 24 * MIB
+OUTPUT_KEPT = 1 * MIB
+
+HELD = f"\ntime.sleep({HOLD_S})\nproof('held')\n"
+NOT_FOR_EVER = "signal.alarm(10)\n"
+
+FORK_BOMB = f"""
+signal.alarm(10)
+alive = 1
+while alive < {GOAL_PROCESSES}:
+    if os.fork() == 0:
+        time.sleep(4); os._exit(0)
+    alive += 1
+"""
+# Each doubles, and every child goes on doubling: the classic, with a depth.
+DOUBLING = """
+signal.alarm(4)
+for _ in range(9):
+    os.fork()
+time.sleep(0.7)
+proof('all alive')
+"""
+SHELL_BOMB = """
+bomb() { [ $1 -gt 0 ] || { sleep 1; echo $PROOF; return; }; bomb $(($1 - 1)) | bomb $(($1 - 1)) & }
+bomb 8; sleep 1.5
+"""
+THREADS = f"""
+threading.stack_size(65536)
+for _ in range({GOAL_PROCESSES}):
+    threading.Thread(target=time.sleep, args=(3,), daemon=True).start()
+{HELD}
+os._exit(0)
+"""
+MEMORY = {
+    "one": f"held = bytearray({GOAL_MIB} << 20)",
+    "tree": f"""
+def hold(_):
+    held = bytearray({GOAL_MIB // 5} << 20)
+    time.sleep(3)
+children(5, hold)
+time.sleep(1)""",
+    "shared": f"held = mmap.mmap(-1, {GOAL_MIB} << 20)\nfor _ in range({GOAL_MIB}): held.write(bytes(1 << 20))",
+    "memfd": f"fd = os.memfd_create('x')\nfor _ in range({GOAL_MIB}): os.write(fd, bytes(1 << 20))",
+    "memfd_many": f"for _ in range({GOAL_MIB // 4}): os.write(os.memfd_create('x'), bytes(4 << 20))",
+    "secret_memory": f"""
+fd = call(447, 0)
+os.ftruncate(fd, {GOAL_MIB} << 20)
+held = mmap.mmap(fd, {GOAL_MIB} << 20)
+for _ in range({GOAL_MIB}): held.write(bytes(1 << 20))""",
+    "tmpfs": f"""
+written = 0
+for folder in ('/dev/shm', '/tmp', '/var/tmp', '/run', '/dev', '/run/user', '/dev/mqueue', '/'):
+    try:
+        for number in range({GOAL_MIB // 8}):
+            name = f'{{folder}}/attack-{{MARK}}' if number == 0 else f'{{folder}}/attack-{{MARK}}-{{number}}'
+            fd = os.open(name, os.O_CREAT | os.O_WRONLY)
+            os.unlink(name)
+            globals().setdefault('kept', []).append(fd)
+            written += os.write(fd, bytes(8 << 20))
+    except OSError:
+        pass
+if written < {GOAL_MIB} << 20:
+    raise OSError(f'only {{written}} written')""",
+    "posix_queue": "held = [call((240, 180), f'q{n}'.encode(), 0o102, 0o600, 0) for n in range(50)]",
+    "pages_of_tables": """
+held = mmap.mmap(-1, 1 << 46, flags=mmap.MAP_PRIVATE | 0x4000)
+for at in range(0, 1 << 46, 1 << 30): held[at]""",
+    # What is in pipes and sockets belongs to the kernel and to no process.
+    "pipes": f"""
+def fill(_):
+    kept = []
+    for _ in range(110):
+        ends = os.pipe2(os.O_NONBLOCK)
+        attempt(fcntl.fcntl, ends[1], 1031, 1 << 20)
+        kept.append(ends)
+        attempt(os.write, ends[1], bytes(1 << 20))
+    held = sum(struct.unpack('i', fcntl.ioctl(ends[0], 0x541B, bytes(4)))[0] for ends in kept)
+    os.write(told[1], struct.pack('q', held))
+    time.sleep(3)
+told = os.pipe()
+children(12, fill)
+os.close(told[1])
+total = 0
+while total < {GOAL_MIB} << 20:
+    part = os.read(told[0], 8)
+    if not part: raise OSError(f'only {{total}}')
+    total += struct.unpack('q', part)[0]""",
+    "socket_buffers": f"""
+def fill(_):
+    kept = []
+    held = 0
+    for _ in range(110):
+        pair = socket.socketpair()
+        kept.append(pair)
+        for end in pair:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            end.setblocking(False)
+            try:
+                while True: held += end.send(bytes(32768))
+            except BlockingIOError:
+                pass
+    os.write(told[1], struct.pack('q', held))
+    time.sleep(3)
+told = os.pipe()
+children(12, fill)
+os.close(told[1])
+total = 0
+while total < {GOAL_MIB} << 20:
+    part = os.read(told[0], 8)
+    if not part: raise OSError(f'only {{total}}')
+    total += struct.unpack('q', part)[0]""",
+}
+DISK = {
+    "one_file": "fd = os.open('f', os.O_CREAT | os.O_WRONLY)\nfor _ in range(100): os.write(fd, bytes(1 << 20))",
+    "one_sparse": "os.truncate(os.open('f', os.O_CREAT | os.O_WRONLY), 1 << 30)",
+    "allocated": "for n in range(10): os.posix_fallocate(os.open(str(n), os.O_CREAT | os.O_WRONLY), 0, 15 << 20)",
+    "many_files": "for n in range(20): open(str(n), 'wb').write(bytes(8 << 20))",
+    "deleted_open": """
+held = []
+for n in range(20):
+    held.append(open(str(n), 'wb', 0)); held[-1].write(bytes(8 << 20)); os.unlink(str(n))""",
+    "deleted_nameless": """
+held = [os.open('.', os.O_TMPFILE | os.O_RDWR) for n in range(20)]
+for fd in held: os.write(fd, bytes(8 << 20))""",
+    "deleted_hidden": """
+libc.prctl(4, 0, 0, 0, 0)
+held = [os.open('.', os.O_TMPFILE | os.O_RDWR) for n in range(20)]
+for fd in held: os.write(fd, bytes(8 << 20))""",
+    "deleted_mapped": """
+held = []
+for n in range(20):
+    with open(str(n), 'w+b', 0) as file:
+        file.write(bytes(8 << 20)); held.append(mmap.mmap(file.fileno(), 8 << 20)); os.unlink(str(n))""",
+    "deleted_in_transit": """
+one, other = socket.socketpair()
+for n in range(20):
+    with open(str(n), 'w+b', 0) as file:
+        file.write(bytes(8 << 20)); socket.send_fds(one, [b'x'], [file.fileno()]); os.unlink(str(n))""",
+    "entries": "for n in range(8000): os.close(os.open(str(n), os.O_CREAT))",
+    "folders": "for n in range(8000): os.mkdir(str(n))",
+    "links": "open('f', 'w')\nfor n in range(8000): os.link('f', str(n))",
+    "deep_folders": "for n in range(3000): os.mkdir('d'); os.chdir('d')",
+    "closed_folder": "os.mkdir('d'); [open(f'd/{n}', 'wb').write(bytes(8 << 20)) for n in range(20)]; os.chmod('d', 0)",
+}
+ENTRIES_BURST = """
+names = [str(n) for n in range(10000)]
+for name in names: os.close(os.open(name, os.O_CREAT))
+proof('all made')
+"""
+CPU = {
+    "one": "while True: pass",
+    "threads": "for _ in range(4): threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()",
+    "relay": """
+while True:
+    if os.fork(): os.waitpid(-1, 0); os._exit(0)
+    end = time.process_time() + 0.3
+    while time.process_time() < end: pass""",
+}
+FLOOD = f"for _ in range({OUTPUT >> 20}): os.write(1, bytes(1 << 20))"
+RAISE = """
+for name in dir(resource):
+    if name.startswith('RLIMIT_'):
+        soft, hard = resource.getrlimit(getattr(resource, name))
+        for wanted in ((hard + 1, hard + 1), (-1, -1)):
+            if hard != -1 and attempt(lambda: resource.setrlimit(getattr(resource, name), wanted) or True):
+                proof('raised ' + name)
+"""
+
+
+def bounded(scene: Scene) -> str:
+    """Whether the output was cut, and what was cut counted."""
+    dropped, kept = scene.dropped, len(scene.output)
+    if kept > OUTPUT_KEPT + 100_000:
+        return f"{kept} bytes kept"
+    return "" if dropped + kept >= OUTPUT else f"{kept} bytes kept and {dropped} dropped of {OUTPUT}"
+
+
+def ended_in_time(scene: Scene) -> str:
+    """Whether it was ended about when its limit said."""
+    return "" if scene.seconds < 8 and scene.end in ("CPU_TIME", "WALL_TIME") else f"{scene.end} in {scene.seconds:.1f} s"
+
+
+BOMBS = {"fork_bomb": FORK_BOMB + HELD, "doubling_bomb": DOUBLING, "thread_bomb": THREADS}
+ATTACKS = (
+    *(Attack(name, code, heavy=True) for name, code in BOMBS.items()),
+    Attack("shell_bomb", SHELL_BOMB, shell=True, heavy=True),
+    *(Attack(f"memory_{name}", NOT_FOR_EVER + code + HELD, heavy=True) for name, code in MEMORY.items()),
+    *(Attack(f"disk_{name}", NOT_FOR_EVER + code + HELD, heavy=True) for name, code in DISK.items()),
+    Attack("disk_entries_burst", ENTRIES_BURST, heavy=True),
+    *(
+        Attack(f"cpu_{name}", NOT_FOR_EVER + code, limits={"cpu_time": 1, "wall_time": 3}, heavy=True, check=ended_in_time)
+        for name, code in CPU.items()
+    ),
+    Attack("output_flood", FLOOD, limits={"output_bytes": OUTPUT_KEPT}, heavy=True, check=bounded),
+    Attack("raise_limits", RAISE),
+)

@@ -1,0 +1,109 @@
+"""One attack while it is made and after: what it was told, what came back, what the outside saw."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conductor.v1 import terminal_pb2
+
+from tests.attacks.attack import Attack
+from tests.attacks.ground import Ground
+from tests.attacks.settings import Terminal
+from tests.terminals import End
+
+REAPED_S = 1.0
+
+
+@dataclass
+class Scene:
+    """What is known of one attack."""
+
+    terminal: Terminal
+    attack: Attack
+    ground: Ground
+    told: dict[str, Any]
+    stdout: bytes = b""
+    stderr: bytes = b""
+    result: terminal_pb2.CommandResult | None = None
+    refusal: str = ""  # of a call that ran nothing, or broke off
+    seconds: float = 0.0
+    seen: list[str] = field(default_factory=list)  # evidence found while it ran
+
+    @property
+    def output(self) -> bytes:
+        """Returns both streams."""
+        return self.stdout + self.stderr
+
+    @property
+    def end(self) -> str:
+        """Returns the name of the end that was told, or ""."""
+        return End.Name(self.result.end).removeprefix("COMMAND_END_") if self.result else ""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Returns the exit code that was told."""
+        return self.result.exit_code if self.result and self.result.HasField("exit_code") else None
+
+    @property
+    def dropped(self) -> int:
+        """Returns how many bytes were told to be dropped."""
+        return self.result.stdout_dropped_bytes + self.result.stderr_dropped_bytes if self.result else 0
+
+    def marked(self) -> list[int]:
+        """Returns the processes of this attack, as the outside sees them."""
+        return with_argument(self.ground.mark)
+
+    def zombies(self) -> int:
+        """Returns how many dead processes below the service nobody collects."""
+        deadline = time.monotonic() + REAPED_S
+        while count := sum(state == "Z" for _, state in below(self.terminal.process.pid)):
+            if time.monotonic() > deadline:
+                break
+        return count
+
+    def evidence(self) -> Iterator[str]:
+        """Tells whatever shows that the attack got out."""
+        for name, text in (
+            ("the secret of what it aimed at", self.ground.secret),
+            ("the secret of the service", self.terminal.secret),
+            ("its proof", self.ground.proof),
+        ):
+            if text.encode() in self.output:
+                found = next(line for line in self.output.split(b"\n") if text.encode() in line)
+                yield f"{name} in the output: {found[-150:]!r}"
+        yield from self.seen
+        yield from self.ground.evidence()
+        if left := self.marked():
+            yield f"processes left: {left}"
+        if self.terminal.process.poll() is not None:
+            yield "the service has ended"
+        if told := self.attack.check(self):
+            yield told
+
+
+def with_argument(text: str) -> list[int]:
+    """Returns the processes whose command line holds a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def below(pid: int) -> list[tuple[int, str]]:
+    """Returns the processes below one, with their states."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            parents.setdefault(int(parent), []).append((int(path.parent.name), state))
+    found, todo = [], [pid]
+    while todo:
+        for child in parents.get(todo.pop(), []):
+            found.append(child)
+            todo.append(child[0])
+    return found

@@ -1,0 +1,177 @@
+"""What a hostile program leaves in its folder, an ordinary user to meet it with, and a canary that must survive."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import socket
+import stat
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.terminal import folders, kernel, workspace
+
+NOBODY = 65_534
+ROOT = os.geteuid() == 0
+needs_root = pytest.mark.skipif(not ROOT, reason="needs root: an ordinary user cannot give files away")
+RENAME_EXCHANGE = 2  # of <linux/fs.h>
+
+
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Runs the block as an ordinary user without privileges, though root started the tests."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of user cleared it
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(False, id="this_user"),
+        pytest.param(True, id="ordinary_user", marks=pytest.mark.skipif(not ROOT, reason="needs root")),
+    ]
+)
+def place(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder for the test, which runs as this user and as an ordinary one. No descriptor may be left open."""
+    path = Path(tempfile.mkdtemp(prefix="hostile-"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(subprocess.run, ["sh", "-c", 'chmod -R u+rwX "$0"; rm -rf "$0"', path], check=True)
+        if request.param:
+            os.chown(path, NOBODY, NOBODY)
+            stack.enter_context(ordinary_user())
+        before = open_files()
+        yield path
+        assert open_files() == before
+
+
+@pytest.fixture
+def root(place: Path) -> Iterator[int]:
+    """An open folder of workspaces."""
+    descriptor = workspace.open_root(place / "workspaces", 0o711)
+    yield descriptor
+    os.close(descriptor)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextlib.contextmanager
+def few_files() -> Iterator[None]:
+    """Lets this process open no more than sixteen files beyond those it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 16, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def chain(folder: int, depth: int) -> None:
+    """Nests folders named `d`, with a file named `f` in each."""
+    here = os.dup(folder)
+    for _ in range(depth):
+        os.mkdir("d", 0o700, dir_fd=here)
+        inner = os.open("d", folders.FOLDER, dir_fd=here)
+        os.close(here)
+        here = inner
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=here))
+    os.close(here)
+
+
+def fill(folder: Path, canary: Path) -> None:
+    """Leaves an entry of every kind in a folder: names of any bytes, links of every kind, locked folders."""
+    here = os.fsencode(folder)
+    for name in (b"plain", b"\xff\xfe", b"-rf", b"a\nb", b" ", b"*", b"\x01", b"n" * 255, "é".encode()):
+        Path(os.fsdecode(here + b"/" + name)).write_bytes(b"")
+    for mode in (0, 0o100, 0o200, 0o400):
+        locked = folder / f"locked-{mode}"
+        (locked / "inner").mkdir(parents=True)
+        (locked / "file").write_text("locked in")
+        locked.chmod(mode)
+    (folder / "locked-file").write_text("locked")
+    (folder / "locked-file").chmod(0)
+    os.mkfifo(folder / "fifo")
+    listener = socket.socket(socket.AF_UNIX)
+    there = os.open(folder, folders.FOLDER)
+    listener.bind(f"/proc/self/fd/{there}/socket")
+    os.close(there)
+    listener.close()
+    (folder / "link").symlink_to(canary / "file")
+    (folder / "folder-link").symlink_to(canary)
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    (folder / "up").symlink_to("..")
+    os.link(canary / "file", folder / "hard")
+    (folder / "one").write_text("two names")
+    os.link(folder / "one", folder / "two")
+    if os.geteuid() == 0:
+        os.mknod(folder / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+
+
+@pytest.fixture
+def canary(place: Path) -> Iterator[Path]:
+    """A folder outside, with a file; nothing of it may change."""
+    path = place / "canary"
+    path.mkdir()
+    (path / "file").write_text("the canary sings")
+    before = _look_of(path)
+    yield path
+    assert _look_of(path) == before
+
+
+def _look_of(path: Path) -> list[object]:
+    look: list[object] = []
+    for each in (path, *sorted(path.iterdir())):
+        found = each.lstat()
+        look.append((each.name, found.st_mode, found.st_uid, found.st_gid, found.st_size))
+    return [*look, (path / "file").read_text()]
+
+
+@contextlib.contextmanager
+def as_root() -> Iterator[None]:
+    """Runs the block as root again, where root started the tests."""
+    user = os.geteuid()
+    if ROOT:
+        os.seteuid(0)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@contextlib.contextmanager
+def swapping(folder: Path, one: str, other: str) -> Iterator[None]:
+    """Exchanges two names in a folder, in one step each time, as fast as can be, until the block ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    there = os.open(folder, folders.FOLDER)
+    stop = threading.Event()
+    swaps = 0
+
+    def swap() -> None:
+        nonlocal swaps
+        while not stop.is_set():
+            swaps += libc.renameat2(there, one.encode(), there, other.encode(), RENAME_EXCHANGE) == 0
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        os.close(there)
+    assert swaps > 100, "this machine did not swap"

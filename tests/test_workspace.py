@@ -1,0 +1,582 @@
+"""The folders commands run in: what is made, kept, handed on and removed, whatever a hostile program left there."""
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.terminal import folders, usage, workspace
+from services.terminal.policy import UIDS
+from tests.hostile import as_root, canary, chain, few_files, fill, needs_root, place, root, swapping
+from tests.terminals import REPOSITORY
+
+__all__ = ["canary", "place", "root"]
+
+A, B = 60_706, 60_707  # users
+KEPT = workspace.kept_name("project-1")
+DEEP = 2_000
+
+
+def mode(path: Path) -> int:
+    return path.lstat().st_mode & 0o7777
+
+
+def owners(path: Path) -> set[int]:
+    """Returns the users to whom a folder and all below it belong; links are not followed."""
+    found = {path.lstat().st_uid}
+    for folder, names, files in os.walk(path):
+        found |= {Path(folder, name).lstat().st_uid for name in (*names, *files)}
+    return found
+
+
+@pytest.fixture
+def top(place: Path) -> Path:
+    return place / "workspaces"
+
+
+# ---- the layout ----
+
+
+def test_a_fresh_workspace_is_empty_private_and_where_it_says(root: int, top: Path) -> None:
+    name = workspace.own_name()
+    with workspace.fresh(root, name, 0) as made:
+        work, inputs = top / made.work_path, top / made.inputs_path
+        assert (work, inputs) == (top / name / "work", top / name / "inputs")
+        assert [mode(path) for path in (top / name, work, inputs)] == [0o700, 0o700, 0o555]
+        assert os.path.samestat(os.fstat(made.work), work.stat())
+        assert os.path.samestat(os.fstat(made.inputs), inputs.stat())
+        assert not os.listdir(made.work) and not os.listdir(made.inputs)
+        made.close()  # and again at the end of the block
+
+
+@needs_root
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_another_user_has_work_and_passes_through_to_inputs(root: int, top: Path) -> None:
+    with workspace.fresh(root, workspace.own_name(), A) as made:
+        assert [mode(top / made.name), mode(top / made.work_path)] == [0o711, 0o700]
+        assert owners(top / made.work_path) == {A} and owners(top / made.inputs_path) == {0}
+        workspace.put_inputs(made, [("data.csv", b"1,2")])
+        os.chmod(top.parent, 0o711)
+        script = 'cat "$1/data.csv" && touch "$2/mine" && ! touch "$1/new" && ! echo x >> "$1/data.csv"'
+        paths = [str(top / path) for path in (made.inputs_path, made.work_path)]
+        done = subprocess.run(["/bin/sh", "-c", script, "sh", *paths], user=A, group=A, extra_groups=[], capture_output=True)
+        assert (done.returncode, done.stdout) == (0, b"1,2"), done.stderr
+
+
+def test_a_umask_changes_nothing(root: int, top: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        with workspace.fresh(root, workspace.own_name(), 0) as made:
+            workspace.put_inputs(made, [("a", b"")])
+            assert [mode(top / p) for p in (made.work_path, made.inputs_path)] == [0o700, 0o555]
+            assert mode(top / made.inputs_path / "a") == 0o444
+    finally:
+        os.umask(before)
+
+
+def test_a_name_that_is_taken_is_refused_and_left_alone(root: int, top: Path) -> None:
+    name = workspace.own_name()
+    workspace.fresh(root, name, 0).close()
+    (top / name / "work" / "file").write_text("kept")
+    with pytest.raises(FileExistsError):
+        workspace.fresh(root, name, 0)
+    assert (top / name / "work" / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "-a", ".a", "a\0", "a\n", "é", "a" * 129])
+def test_names_that_the_contract_does_not_have_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name"):
+        workspace.kept_name(name)
+
+
+# ---- inputs ----
+
+
+def test_inputs_are_there_and_read_only(root: int, top: Path) -> None:
+    files = [("a", b""), ("b.bin", bytes(range(256)) * 8192)]
+    with workspace.fresh(root, workspace.own_name(), 0) as made:
+        workspace.put_inputs(made, files)
+        inputs = top / made.inputs_path
+        assert {path.name: (path.read_bytes(), mode(path)) for path in inputs.iterdir()} == {
+            name: (content, 0o444) for name, content in files
+        }
+        assert mode(inputs) == 0o555
+
+
+@pytest.mark.parametrize("bad", ["../out", "a/b", "", ".", "first", "x" * 200])
+def test_one_bad_input_and_there_are_none(root: int, top: Path, bad: str) -> None:
+    with workspace.fresh(root, workspace.own_name(), 0) as made:
+        with pytest.raises((ValueError, FileExistsError)):
+            workspace.put_inputs(made, [("first", b"1"), (bad, b"2"), ("last", b"3")])
+        assert not os.listdir(made.inputs) and mode(top / made.inputs_path) == 0o555
+        workspace.put_inputs(made, [("first", b"again")])
+    assert not (top / "out").exists()
+
+
+def test_an_input_that_does_not_fit_leaves_none(root: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with workspace.fresh(root, workspace.own_name(), 0) as made:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        try:
+            with pytest.raises(OSError) as caught:
+                workspace.put_inputs(made, [("small", b"1"), ("large", bytes(1_000_000))])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert caught.value.errno == errno.EFBIG
+        assert not os.listdir(made.inputs)
+
+
+@pytest.fixture
+def tiny_disk(place: Path) -> Iterator[Path]:
+    """A folder on a disk of 16 KiB and 12 files."""
+    disk = place / "disk"
+    disk.mkdir()
+    options = ["-o", "size=16k,nr_inodes=12,mode=0700"]
+    if subprocess.run(["mount", "-t", "tmpfs", *options, "none", disk], capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a small disk here")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@needs_root
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_a_full_disk_leaves_nothing_half_made(tiny_disk: Path) -> None:
+    root = workspace.open_root(tiny_disk / "workspaces", 0o711)
+    top = tiny_disk / "workspaces"
+    with workspace.adopt(root, KEPT, 0) as made:
+        with pytest.raises(OSError) as caught:
+            workspace.put_inputs(made, [("a", bytes(4096)), ("b", bytes(65536))])
+        assert caught.value.errno == errno.ENOSPC and not os.listdir(made.inputs)
+        workspace.put_inputs(made, [("a", b"fits")])
+        for n in range(20):
+            with contextlib.suppress(OSError):
+                (top / made.work_path / str(n)).touch()
+    for make in (lambda: workspace.fresh(root, workspace.own_name(), 0), lambda: workspace.adopt(root, "kept-2", 0)):
+        with pytest.raises(OSError) as caught:
+            make()
+        assert caught.value.errno == errno.ENOSPC
+        assert os.listdir(root) == [KEPT]
+    workspace.adopt(root, KEPT, A).close()  # needs no space
+    workspace.remove(root, KEPT)
+    workspace.fresh(root, workspace.own_name(), 0).close()
+    os.close(root)
+
+
+# ---- named ones ----
+
+
+def test_a_named_one_keeps_its_work_and_loses_its_inputs(root: int, top: Path) -> None:
+    with workspace.adopt(root, KEPT, 0) as made:
+        (top / made.work_path / "model.bin").write_text("weights")
+        workspace.put_inputs(made, [("one", b"1")])
+    with workspace.adopt(root, KEPT, 0) as again:
+        assert os.listdir(again.work) == ["model.bin"] and not os.listdir(again.inputs)
+        workspace.put_inputs(again, [("one", b"2")])
+    assert (top / KEPT / "inputs" / "one").read_text() == "2"
+    assert os.listdir(root) == [KEPT]
+
+
+def test_what_a_command_locked_is_opened_again(root: int, top: Path) -> None:
+    with workspace.adopt(root, KEPT, 0) as made:
+        workspace.put_inputs(made, [("one", b"1")])
+        (top / made.work_path / "file").write_text("mine")
+    for path in (top / KEPT / "work", top / KEPT / "inputs" / "one", top / KEPT / "inputs", top / KEPT, top):
+        path.chmod(0)
+    work = workspace.open_work(root, KEPT) if os.geteuid() == 0 else -1  # an ordinary user's root is mended below
+    with workspace.adopt(root, KEPT, 0) as again:
+        assert os.listdir(again.work) == ["file"] and not os.listdir(again.inputs)
+        assert [mode(path) for path in (top / KEPT, top / again.work_path)] == [0o700, 0o700]
+    if work >= 0:
+        os.close(work)
+    (top / KEPT / "work").chmod(0)
+    (top / KEPT).chmod(0)
+    os.close(workspace.open_work(root, KEPT))
+    for path in (top / KEPT / "work", top / KEPT, top):
+        path.chmod(0)
+    workspace.remove(root, KEPT)
+    assert os.listdir(root) == []
+
+
+def test_a_root_that_a_command_locked_is_opened_at_the_next_start(top: Path) -> None:
+    os.close(workspace.open_root(top, 0o700))
+    top.chmod(0)
+    os.close(workspace.open_root(top, 0o700))
+
+
+@pytest.mark.parametrize("missing", ["work", "inputs", "both"])
+def test_a_missing_part_is_made_again(root: int, top: Path, missing: str) -> None:
+    workspace.adopt(root, KEPT, 0).close()
+    for part in ("work", "inputs") if missing == "both" else (missing,):
+        (top / KEPT / part).rmdir()
+    with workspace.adopt(root, KEPT, 0) as again:
+        workspace.put_inputs(again, [("a", b"1")])
+        assert mode(top / again.work_path) == 0o700
+
+
+def test_links_in_place_of_folders_are_refused_and_can_be_removed(root: int, top: Path, canary: Path) -> None:
+    workspace.adopt(root, KEPT, 0).close()
+    (top / KEPT / "work").rmdir()
+    (top / KEPT / "work").symlink_to(canary)
+    (top / "kept-2").symlink_to(canary)
+    for name in (KEPT, "kept-2"):
+        with pytest.raises(NotADirectoryError):
+            workspace.adopt(root, name, 0)
+        with pytest.raises(OSError):
+            workspace.open_work(root, name)
+        workspace.remove(root, name)
+        workspace.adopt(root, name, 0).close()
+
+
+def test_a_workspace_that_does_not_exist(root: int) -> None:
+    for act in (workspace.remove, workspace.touch, workspace.open_work):
+        with pytest.raises(FileNotFoundError):
+            act(root, KEPT)
+
+
+# ---- handing over ----
+
+
+@needs_root
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_all_is_handed_to_the_next_user_and_nothing_outside(root: int, top: Path, canary: Path) -> None:
+    with workspace.adopt(root, KEPT, A) as made:
+        work = top / made.work_path
+        fill(work, canary)
+        os.chown(work / "one", A, A)  # a command makes nothing that is not its own
+        chain(made.work, 5)
+    for uid in (B, A, B):
+        with few_files(), workspace.adopt(root, KEPT, uid):
+            pass
+        assert work.stat().st_uid == uid
+        (work / "hard").unlink()  # the canary's other name, which was not given away
+        assert owners(work) == {uid}
+        os.link(canary / "file", work / "hard")
+        assert mode(work / "locked-0") == 0
+
+
+@needs_root
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_deep_and_wide_is_handed_over_with_few_files(root: int, top: Path) -> None:
+    with workspace.adopt(root, KEPT, A) as made:
+        chain(made.work, DEEP)
+        for n in range(20_000):
+            os.close(os.open(f"wide-{n}", os.O_CREAT | os.O_WRONLY, dir_fd=made.work))
+    begin = time.monotonic()
+    with few_files(), workspace.adopt(root, KEPT, B) as again:
+        here, depth = os.dup(again.work), 0
+        while True:
+            assert {os.stat(name, dir_fd=here).st_uid for name in os.listdir(here)} <= {B}
+            if depth == DEEP:
+                break
+            inner = os.open("d", folders.FOLDER, dir_fd=here)
+            os.close(here)
+            here, depth = inner, depth + 1
+        os.close(here)
+    with few_files():
+        workspace.remove(root, KEPT)
+    assert os.listdir(root) == []
+    assert time.monotonic() - begin < 20
+
+
+@needs_root
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_too_much_to_hand_over_is_refused_and_not_forgotten(root: int, top: Path) -> None:
+    with workspace.adopt(root, KEPT, A) as made:
+        chain(made.work, 20)
+        with pytest.raises(OSError) as caught:
+            folders.hand_over(made.work, B, UIDS, 39)
+        assert caught.value.errno == errno.EDQUOT
+        folders.hand_over(made.work, A, UIDS, 40)  # half of it is the other's by now
+    assert owners(top / made.work_path) == {A}
+
+
+@needs_root
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_nothing_outside_is_given_away_while_folders_turn_into_links(root: int, top: Path, canary: Path) -> None:
+    with workspace.adopt(root, KEPT, A) as made:
+        work = top / made.work_path
+        (work / "folder").mkdir()
+        (work / "folder" / "file").write_text("mine")
+        (work / "link").symlink_to(canary)
+        (work / "plain").write_text("mine")
+        os.link(canary / "file", work / "hard")
+        with swapping(work, "folder", "link"), swapping(work, "plain", "hard"):
+            for n in range(400):
+                with contextlib.suppress(OSError):
+                    folders.hand_over(made.work, (A, B)[n % 2], UIDS, 1000)
+        folders.hand_over(made.work, A, UIDS, 1000)
+        folders.hand_over(made.work, B, UIDS, 1000)
+    assert (canary / "file").stat().st_uid == canary.stat().st_uid == 0
+    assert (work / "folder").stat().st_uid in (B, 0)  # a name may be the link's now
+
+
+# ---- measuring ----
+
+
+def test_measure_counts_each_file_once_and_stops_in_time(root: int, top: Path, canary: Path) -> None:
+    with workspace.fresh(root, workspace.own_name(), 0) as made:
+        work = top / made.work_path
+        (work / "big").write_bytes(bytes(1_000_000))
+        os.link(work / "big", work / "again")
+        (work / "link").symlink_to(canary / "file")
+        found = usage.measure(made.work, 100)
+        assert (found.entries, found.largest_bytes, found.unknown) == (3, 1_000_000, False)
+        assert 1_000_000 <= found.used_bytes < 1_100_000
+        chain(made.work, DEEP)
+        with few_files_but(usage.DEPTH):
+            assert usage.measure(made.work, 100_000).unknown
+        assert usage.measure(made.work, 50).entries == 51
+
+
+@contextlib.contextmanager
+def few_files_but(more: int) -> Iterator[None]:
+    spare = [os.open("/dev/null", os.O_RDONLY) for _ in range(more)]
+    with few_files():
+        for each in spare:
+            os.close(each)
+        yield
+
+
+# ---- removing ----
+
+
+def test_whatever_was_left_is_removed(root: int, top: Path, canary: Path) -> None:
+    with workspace.fresh(root, workspace.own_name(), 0) as made:
+        fill(top / made.work_path, canary)
+        workspace.put_inputs(made, [("a", b"1")])
+        (top / made.work_path).chmod(0)
+    with few_files():
+        workspace.remove(root, made.name)
+    assert os.listdir(root) == []
+
+
+def test_deep_and_wide_is_removed_with_few_files(root: int) -> None:
+    with workspace.fresh(root, workspace.own_name(), 0) as made:
+        chain(made.work, DEEP)
+        for n in range(3_000):
+            os.mkdir(f"wide-{n}", 0, dir_fd=made.work)
+    with few_files():
+        workspace.remove(root, made.name)
+    assert os.listdir(root) == []
+
+
+def test_nothing_outside_is_removed_while_folders_turn_into_links(root: int, top: Path, canary: Path) -> None:
+    for _ in range(60):
+        with workspace.fresh(root, workspace.own_name(), 0) as made:
+            work = top / made.work_path
+            for n in range(30):
+                (work / "folder" / f"inner-{n}" / "folder").mkdir(parents=True)
+            (work / "link").symlink_to(canary)
+            begun = contextlib.suppress(AssertionError)  # it may all be gone before a hundred swaps
+            with begun, swapping(work, "folder", "link"), contextlib.suppress(OSError):
+                workspace.remove(root, made.name)
+        with contextlib.suppress(FileNotFoundError):
+            workspace.remove(root, made.name)
+    assert os.listdir(root) == []
+
+
+# ---- sweeping ----
+
+
+def test_own_ones_go_and_what_is_not_ours_stays(root: int, top: Path, canary: Path) -> None:
+    for name in (workspace.own_name(), "removed-1", KEPT):
+        workspace.fresh(root, name, 0).close()
+    (top / "command-link").symlink_to(canary)
+    (top / "command-file").write_text("")
+    (top / "calls").mkdir()
+    (top / "calls" / "one").write_text("kept")
+    swept = workspace.tidy(root, None, time.time() + 1e9)
+    assert (swept.own, swept.kept, swept.stuck) == (3, 1, ())
+    assert sorted(os.listdir(root)) == ["calls", KEPT]
+    assert (top / "calls" / "one").read_text() == "kept"
+
+
+def test_a_named_one_goes_when_nobody_used_it_for_long(root: int, top: Path) -> None:
+    now = time.time()
+    for name in ("a", "b"):
+        workspace.adopt(root, workspace.kept_name(name), 0).close()
+    assert [each.folder for each in workspace.kept(root)] == ["kept-a", "kept-b"]
+    workspace.touch(root, "kept-a")
+    assert [each.folder for each in workspace.kept(root)] == ["kept-b", "kept-a"]
+    assert all(now - 1 < each.used_at < now + 60 for each in workspace.kept(root))
+    assert workspace.tidy(root, 3600, now + 3500) == workspace.Swept(0, 0, ())
+    assert workspace.tidy(root, 3600, now + 4000, {"kept-a"}) == workspace.Swept(0, 1, ())
+    assert os.listdir(root) == ["kept-a"]
+    assert workspace.tidy(root, 3600, now + 4000) == workspace.Swept(0, 1, ())
+
+
+def test_a_command_cannot_make_a_named_one_look_unused(root: int, top: Path) -> None:
+    workspace.adopt(root, KEPT, 0).close()
+    os.utime(top / KEPT, (1, 1))
+    assert workspace.tidy(root, 3600, time.time()).kept == 0
+
+
+def test_a_clock_set_back_removes_nothing_and_time_goes_on_from_there(root: int) -> None:
+    workspace.adopt(root, KEPT, 0).close()
+    used = workspace.kept(root)[0].used_at
+    assert workspace.tidy(root, 1, used - 1e6) == workspace.Swept(0, 0, ())
+    assert workspace.kept(root)[0].used_at >= used
+
+
+def test_a_busy_one_stays_even_if_it_is_a_commands_own(root: int) -> None:
+    name = workspace.own_name()
+    workspace.fresh(root, name, 0).close()
+    assert workspace.tidy(root, 0, time.time(), {name}) == workspace.Swept(0, 0, ())
+    assert os.listdir(root) == [name]
+
+
+@needs_root
+@pytest.mark.parametrize("place", [True], indirect=True)
+def test_one_that_cannot_be_removed_is_named_and_the_others_go(root: int, top: Path) -> None:
+    for name in ("kept-a", KEPT, "command-1"):
+        workspace.fresh(root, name, 0).close()
+    with as_root():
+        (top / KEPT / "work" / "foreign" / "inner").mkdir(parents=True)
+    for _ in range(2):
+        swept = workspace.tidy(root, 10, time.time() + 100)
+        ((folder, error),) = swept.stuck
+        assert isinstance(error, PermissionError)
+    assert (top / KEPT).exists() or folder.startswith("removed-")
+    assert len(os.listdir(root)) == 1
+    with workspace.adopt(root, KEPT, 0) as again:
+        assert not os.listdir(again.work)
+
+
+# ---- killed half-way ----
+
+# For each number it reads, does the action in a process that kills itself before that many of its steps with files, as
+# the interpreter's audit events tell them. Answers how that process ended.
+KILLED = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from services.terminal import workspace
+os.setresgid(*[int(sys.argv[3])] * 3)
+os.setresuid(*[int(sys.argv[3])] * 3)
+left = 0
+def count(event, _):
+    global left
+    if event == "open" or event.startswith("os."):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+def act():
+    root = workspace.open_root(Path(sys.argv[2]), 0o711)
+    sys.addaudithook(count)
+    exec(sys.argv[4])
+for line in sys.stdin:
+    left = int(line)
+    child = os.fork()
+    if child == 0:
+        act()
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def killed_at_each_step(top: Path, action: str) -> Iterator[int]:
+    """Does an action again and again, each time killed one step later, until it ends by itself."""
+    with as_root():
+        command = [sys.executable, "-I", "-S", "-c", KILLED, REPOSITORY, top, str(top.stat().st_uid), action]
+        killer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert killer.stdin and killer.stdout
+    with killer:
+        for step in range(1, 500):
+            print(step, file=killer.stdin, flush=True)
+            status = int(killer.stdout.readline())
+            if status == 0:
+                killer.stdin.close()
+                return
+            assert status == signal.SIGKILL
+            yield step
+    raise AssertionError("it does not end")
+
+
+def lone(root: int) -> list[str]:
+    """Sweeps as a start does and returns what is left."""
+    swept = workspace.tidy(root, None, time.time())
+    assert not swept.stuck
+    return os.listdir(root)
+
+
+@pytest.fixture
+def shared(top: Path) -> Callable[[], int]:
+    """Opens the root anew, as each process holds it alone."""
+    return lambda: workspace.open_root(top, 0o711)
+
+
+def test_a_command_killed_while_its_workspace_is_made_leaves_what_is_swept(
+    shared: Callable[[], int], top: Path
+) -> None:
+    os.close(shared())
+    steps = 0
+    for steps in killed_at_each_step(top, "workspace.put_inputs(workspace.fresh(root, 'command-1', 0), [('a', b'1')])"):
+        root = shared()
+        assert lone(root) == []
+        os.close(root)
+    assert steps > 8
+
+
+def test_killed_while_a_named_one_is_made(shared: Callable[[], int], top: Path) -> None:
+    os.close(shared())
+    for _ in killed_at_each_step(top, "workspace.put_inputs(workspace.adopt(root, 'kept-1', 0), [('a', b'1')])"):
+        root = shared()
+        assert lone(root) in ([], ["kept-1"])
+        with workspace.adopt(root, "kept-1", 0) as made:
+            assert not os.listdir(made.inputs) and not os.listdir(made.work)
+            workspace.put_inputs(made, [("a", b"1")])
+        workspace.remove(root, "kept-1")
+        os.close(root)
+
+
+def test_killed_while_a_named_one_is_removed_it_is_whole_or_gone(shared: Callable[[], int], top: Path) -> None:
+    def fill_in(root: int) -> None:
+        with workspace.adopt(root, "kept-1", 0) as made:
+            if not os.listdir(made.work):
+                (top / made.work_path / "a" / "b").mkdir(parents=True)
+                (top / made.work_path / "file").write_text("whole")
+
+    root = shared()
+    fill_in(root)
+    os.close(root)
+    whole = 0
+    for _ in killed_at_each_step(top, "workspace.remove(root, 'kept-1')"):
+        root = shared()
+        if lone(root):
+            whole += 1
+            assert sorted(os.listdir(top / "kept-1" / "work")) == ["a", "file"]
+            assert (top / "kept-1" / "work" / "a" / "b").is_dir()
+        fill_in(root)
+        os.close(root)
+    assert 0 < whole < 5
+
+
+@needs_root
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_killed_while_it_is_handed_over_it_is_handed_over_the_next_time(
+    shared: Callable[[], int], top: Path
+) -> None:
+    root = shared()
+    with workspace.adopt(root, "kept-1", A) as made:
+        (top / made.work_path / "a" / "b").mkdir(parents=True)
+        (top / made.work_path / "file").write_text("whole")
+        os.chown(top / made.work_path / "file", A, A)
+        os.link(top / made.work_path / "file", top / made.work_path / "a" / "again")
+    workspace.adopt(root, "kept-1", B).close()  # root made what is in it
+    workspace.adopt(root, "kept-1", A).close()
+    os.close(root)
+    for _ in killed_at_each_step(top, f"workspace.adopt(root, 'kept-1', {B})"):
+        root = shared()
+        workspace.adopt(root, "kept-1", A).close()
+        assert owners(top / "kept-1" / "work") == {A}
+        assert (top / "kept-1" / "work" / "a" / "again").read_text() == "whole"
+        os.close(root)
+    assert owners(top / "kept-1" / "work") == {B}
