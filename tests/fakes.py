@@ -19,8 +19,8 @@ from conductor.v1 import (
 from services.common.server import Service
 from services.conductor.store.base import Append, Outcome, StoreUnavailable
 
-# What a script does with one request: returns the messages of the answer, or raises Refusal.
-Script = Callable[[Any], Awaitable[Sequence[Any]]]
+# What a script does with one request: returns the messages of the answer, if need be one by one, or raises Refusal.
+Script = Callable[[Any], Awaitable[Sequence[Any] | AsyncIterator[Any]]]
 
 
 def finding(text: str = "Water boils at 100 °C.") -> researcher_pb2.Finding:
@@ -108,12 +108,18 @@ class Workers(
 
     async def WriteArtifact(self, request: Any, context: Any) -> Any:
         self.pieces.append(request)
-        return (await self.store(request))[0]
+        said: Any = await self.store(request)
+        return said[0]
 
     async def _play(self, script: Script, request: Any) -> AsyncIterator[Any]:
         self.seen.append(request)
         try:
-            for message in await script(request):
+            said = await script(request)
+            if isinstance(said, AsyncIterator):
+                async for message in said:
+                    yield message
+                return
+            for message in said:
                 yield message
         except asyncio.CancelledError:
             self.cancelled.append(request)

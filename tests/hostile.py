@@ -19,6 +19,7 @@ from services.terminal import folders, kernel, workspace
 NOBODY = 65_534
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root: an ordinary user cannot give files away")
+MEMORY = "/dev/shm"  # a tmpfs, as workspaces have it in a container; thousands of folders take seconds on a disk
 RENAME_EXCHANGE = 2  # of <linux/fs.h>
 
 
@@ -46,7 +47,7 @@ def ordinary_user() -> Iterator[None]:
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder for the test, which runs as this user and as an ordinary one. No descriptor may be left open."""
-    path = Path(tempfile.mkdtemp(prefix="hostile-"))
+    path = Path(tempfile.mkdtemp(prefix="hostile-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
     with contextlib.ExitStack() as stack:
         stack.callback(subprocess.run, ["sh", "-c", 'chmod -R u+rwX "$0"; rm -rf "$0"', path], check=True)
         if request.param:
@@ -65,15 +66,20 @@ def root(place: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
+def listed(folder: int | Path) -> list[str]:
+    """Returns the names in a folder, given by its path or its descriptor, sorted."""
+    return sorted(os.listdir(folder))  # noqa: PTH208
+
+
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(listed(Path("/proc/self/fd")))
 
 
 @contextlib.contextmanager
 def few_files() -> Iterator[None]:
     """Lets this process open no more than sixteen files beyond those it has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 16, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, listed(Path("/proc/self/fd")))) + 16, hard))
     try:
         yield
     finally:

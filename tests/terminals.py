@@ -107,6 +107,10 @@ class Process:
     workspaces: Path
     log: Path
 
+    def left(self) -> list[Path]:
+        """Returns the workspaces that there are."""
+        return [path for path in self.workspaces.iterdir() if path.name != "calls"]
+
     @contextlib.asynccontextmanager
     async def stub(self) -> AsyncIterator[Any]:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}") as channel:
@@ -126,7 +130,7 @@ def open_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def serving(folder: Path, as_nobody: bool = False, **settings: str) -> Iterator[Process]:
-    """Serves from a process until the block ends."""
+    """Serves from a process until the block ends, in the standard tier unless told otherwise."""
     if as_nobody:
         os.chown(folder, NOBODY, NOBODY)
     how = ["-c", AS_NOBODY] if as_nobody else ["-m", "services.terminal"]
@@ -136,6 +140,7 @@ def serving(folder: Path, as_nobody: bool = False, **settings: str) -> Iterator[
         "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'gen'}",
         "TERMINAL_LISTEN": "127.0.0.1:0",
         "TERMINAL_WORKSPACES": str(folder / "workspaces"),
+        "TERMINAL_TIER": "standard",
         **{f"TERMINAL_{name.upper()}": value for name, value in settings.items()},
     }
     log = folder / f"log-{len(list(folder.iterdir())) if not as_nobody else 'nobody'}"
@@ -209,6 +214,14 @@ def children(pid: int) -> list[int]:
         for task in Path(f"/proc/{pid}/task").iterdir()
         for child in (task / "children").read_text().split()
         if alive(int(child))
+    ]
+
+
+def held(service: int) -> list[int]:
+    """Returns the processes directly below the supervisors of a Terminal."""
+    [spawner] = children(service)
+    return [
+        process for guard in children(spawner) for supervisor in children(guard) for process in children(supervisor)
     ]
 
 

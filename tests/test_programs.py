@@ -21,6 +21,8 @@ from services.terminal import landlock, lookup, policy_file, programs
 from services.terminal.lookup import View
 from services.terminal.policy_file import PolicyFile, Rule
 from services.terminal.programs import Allowed, Programs
+from tests.terminals import PYTHON as PYTHON_OF_COMMANDS
+from tests.terminals import open_folder, refusal, run, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -345,7 +347,18 @@ def test_what_is_outside_answers_alike_whether_it_is_there_or_not(place: Place, 
 
 @pytest.mark.parametrize(
     "program",
-    ["/proc/self/exe", "/proc/self/root/bin/echo", "/proc/1/exe", "/dev/fd/3", "/etc/passwd", "/", "//", "/root/x"],
+    [
+        "/proc/self/exe",
+        "/proc/self/root/bin/echo",
+        "/proc/1/exe",
+        "/dev/fd/3",
+        "/etc/passwd",
+        "/",
+        "//",
+        "/root/x",
+        "/usrx/y",
+        "/etc/alternativesx",
+    ],
 )
 def test_nothing_but_programs_and_the_workspace_is_looked_at(place: Place, program: str) -> None:
     assert outcome(FREE, place, program) == "EACCES"
@@ -540,6 +553,8 @@ def test_a_script_needs_its_interpreter_allowed_and_has_the_lower_ceilings(place
     assert refused(rules, place, "./script", network=True)["path"] == f"{place.path}/script"[:200]
     rules = policy(place, shell + inside + "loopback = true\n")
     assert isinstance(rules.decide("./outer", PATH, place.view(), network=True), Allowed)
+    strict = policy(place, shell.replace("loopback = true", "") + inside + "loopback = true\n")
+    assert refused(strict, place, "./outer", network=True)["path"] == SHELL
     place.put("finder", "#!/usr/bin/env python3\n")
     assert refused(rules, place, "./finder")["path"] == ENV
 
@@ -638,6 +653,53 @@ def test_the_kernel_holds_what_a_program_starts_to_the_policy(place: Place) -> N
     assert confined(place, allowed, "/bin/sh", "-c", f"{place.path}/named ran").stdout == "ran\n"
     everything = policy(place, only(f"{Path(ECHO).parent}/*"))
     assert confined(place, everything, "/bin/sh", "-c", "env echo ran").stdout == "ran\n"
+
+
+PYTHON_RESOLVED = os.path.realpath(PYTHON_OF_COMMANDS)
+COPIED = """
+import os, shutil, subprocess
+shutil.copy(ECHO, "copy")
+shutil.copy(SHELL, "sh")
+for argv in (["env", "-i"], [ECHO, "ran"], ["./copy", "ran"], ["./sh", "-c", ":"], ["../" * 40 + ECHO[1:], "ran"]):
+    try:
+        print(subprocess.run(argv).returncode, end=" ", flush=True)
+    except OSError as error:
+        print(type(error).__name__, end=" ", flush=True)
+"""
+
+
+@pytest.mark.parametrize("tier", ["standard", "strong"])
+async def test_a_terminal_holds_commands_to_the_policy(tier: str) -> None:
+    code = COPIED.replace("SHELL", repr(SHELL)).replace("ECHO", repr(ECHO))
+    with open_folder() as folder:
+        text = only(ENV, PYTHON_RESOLVED, more="max_output_bytes = 1000\n[workspace]\nexecute = false\n")
+        (folder / "policy.toml").write_text(text)
+        with serving(folder, tier=tier, policy=str(folder / "policy.toml")) as service:
+            async with service.stub() as stub:
+                told = await stub.GetCapabilities(terminal_pb2.GetCapabilitiesRequest())
+                if not told.available:
+                    pytest.skip(told.unavailable_reason)
+                assert [rule.path for rule in told.programs] == [ENV, PYTHON_RESOLVED] and not told.loopback
+                assert told.programs[1].max_limits == terminal_pb2.Limits(output_bytes=1000)
+                story = await run(stub, PYTHON_OF_COMMANDS, "-c", code)
+                assert story.stdout.split() == [b"0"] + [b"PermissionError"] * 4, story.stderr
+                assert story.result and story.result.limits.output_bytes == 1000
+                for argv in (["echo", "ran"], ["/bin/sh", "-c", ":"]):
+                    async with refusal("PROGRAM_REFUSED") as why:
+                        await run(stub, *argv)
+                    assert why["path"] in (ECHO, SHELL) and why["path"] in why["message"]
+                async with refusal("PROGRAM_REFUSED") as why:
+                    await run(stub, script="exit 0")
+                assert "argv" in why["message"]
+                async with refusal("COMMAND_NOT_STARTED"):
+                    await run(stub, "no-such-program")
+
+
+def test_a_terminal_with_a_mistake_in_its_policy_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("[[program]]\npath = 'env'\n")
+    said = pytest.raises(AssertionError, match=r"terminal: TERMINAL_POLICY=.*\[\[program\]\] 1, 'path' = 'env'")
+    with said, serving(tmp_path, policy=str(tmp_path / "policy.toml")):
+        pass
 
 
 # ---- the file ----

@@ -58,6 +58,7 @@ class Writer:
     root: Path
     channel: grpc.Channel
     stub: report_writer_pb2_grpc.ReportWriterStub
+    target: str
 
     def write(self, request: Request) -> report_writer_pb2.WriteReportResponse:
         return self.stub.WriteReport(request, timeout=20)
@@ -89,9 +90,10 @@ def running(root: Path, kernel: str = "this kernel", **options: object) -> Itera
         pytest.fail("the service did not start: " + "".join(seen))
     # Its log must be read, or a full pipe would stop it.
     threading.Thread(target=(process.stderr or sys.stdin).read, daemon=True).start()
-    channel = grpc.insecure_channel(f"127.0.0.1:{found[1]}")
+    target = f"127.0.0.1:{found[1]}"
+    channel = grpc.insecure_channel(target)
     try:
-        yield Writer(process, root, channel, report_writer_pb2_grpc.ReportWriterStub(channel))
+        yield Writer(process, root, channel, report_writer_pb2_grpc.ReportWriterStub(channel), target)
     finally:
         channel.close()
         process.kill()

@@ -36,7 +36,7 @@ def process(request: pytest.FixtureRequest) -> Iterator[Process]:
 async def terminal(process: Process) -> AsyncIterator[Any]:
     async with process.stub() as stub:
         yield stub
-    await until(lambda: not list(process.workspaces.iterdir()))
+    await until(lambda: not process.left())
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ async def test_environment_holds_only_what_was_built_and_asked_for(terminal: Any
     story = await run(terminal, "env", env={"GREETING": "hello wörld", "PATH": "/usr/bin:/bin"})
     found = dict(line.split("=", 1) for line in story.stdout.decode().splitlines())
     home = found.pop("HOME")
-    assert Path(home).parent == process.workspaces
+    assert Path(home).parent.parent == process.workspaces
+    assert Path(found.pop("INPUTS")) == Path(home).parent / "inputs"
     assert found == {"GREETING": "hello wörld", "PATH": "/usr/bin:/bin", "TMPDIR": home, "LANG": "C.UTF-8"}
 
 
@@ -193,7 +194,7 @@ async def test_a_slow_reader_makes_the_command_wait(process: Process) -> None:
         call = stub.Run(request("yes", wall_time=1, output_bytes=64 * MIB))
         await call.read()
         first = await call.read()
-        await until(lambda: not list(process.workspaces.iterdir()), 10)  # the end did not wait for the reader
+        await until(lambda: not process.left(), 10)  # the end did not wait for the reader
         grown = resident_bytes(process.process.pid) - before
         rest = await rest_of(call)
     written = len(first.chunk.data) + sum(len(response.chunk.data) for response in rest)
@@ -281,7 +282,7 @@ async def test_over_capacity(folder: Path) -> None:
             await run(stub, "true")
         assert told["limit"] == "2"
         calls[0].cancel()
-        await until(lambda: len(list((folder / "workspaces").iterdir())) == 1)
+        await until(lambda: len(list((folder / "workspaces").glob("command-*"))) == 1)
         for _ in range(3):  # a result means that the slot is free again
             assert (await run(stub, "true")).end == "EXITED"
 
@@ -329,11 +330,11 @@ async def test_a_policy_that_opens_too_much_is_found_out(folder: Path) -> None:
     assert said["layer"] == "self_test"
 
 
-async def test_workspaces_that_cannot_be_made_refuse_every_command(folder: Path) -> None:
+async def test_workspaces_that_cannot_be_made_end_the_start_with_a_sentence(folder: Path) -> None:
     (folder / "workspaces").write_text("a file")
-    async with served(folder) as (stub, _), refusal("SANDBOX_UNAVAILABLE") as said:
-        await run(stub, "true")
-    assert said["layer"] == "workspace"
+    with pytest.raises(ConfigError, match=r"TERMINAL_WORKSPACES=.* cannot be used: File exists\. Name a folder"):
+        async with served(folder):
+            pass
 
 
 async def test_two_terminals_do_not_share_a_folder(folder: Path) -> None:

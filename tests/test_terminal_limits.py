@@ -20,6 +20,7 @@ from tests.terminals import (
     Process,
     alive,
     children,
+    held,
     open_folder,
     refusal,
     request,
@@ -43,7 +44,7 @@ def process(request: pytest.FixtureRequest) -> Iterator[Process]:
 async def terminal(process: Process) -> AsyncIterator[Any]:
     async with process.stub() as stub:
         yield stub
-    await until(lambda: not list(process.workspaces.iterdir()))
+    await until(lambda: not process.left())
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ async def test_processes(terminal: Any, process: Process, argv: list[str]) -> No
     story = await run(terminal, *argv, processes=20, wall_time=20)
     assert story.end == "PROCESSES"
     assert story.result.ended_at.ToNanoseconds() - story.result.started_at.ToNanoseconds() < 5e9
-    assert not children(process.process.pid)
+    assert not held(process.process.pid)
 
 
 @needs_python
@@ -203,8 +204,8 @@ async def test_cancel_at_any_moment_leaves_nothing(terminal: Any, process: Proce
         with contextlib.suppress(asyncio.TimeoutError, grpc.aio.AioRpcError):
             await asyncio.wait_for(call.read(), delay / 1000)
         call.cancel()
-    await until(lambda: not list(process.workspaces.iterdir()))
-    assert not children(process.process.pid)
+    await until(lambda: not process.left())
+    assert not held(process.process.pid)
 
 
 async def test_losing_the_caller_ends_the_command(process: Process) -> None:
@@ -231,26 +232,34 @@ async def test_kill_9_of_the_service_leaves_nothing(folder: Path, as_nobody: boo
             call = stub.Run(request(script=DAEMON + "echo $$; sleep 300"))
             await call.read()
             found = await pids(call, 3)
-            launchers = children(process.process.pid)
+            [spawner] = children(process.process.pid)
+            holders = [spawner, *children(spawner)]
             process.process.kill()
             process.process.wait()
-            await gone(found + launchers)
-    left = list(process.workspaces.iterdir())
+            await gone(found + holders)
+    left = process.left()
     assert len(left) == 1
     with serving(folder, as_nobody) as process:
-        assert not list(process.workspaces.iterdir())
+        assert not process.left()
         async with process.stub() as stub:
             assert (await run(stub, "true")).end == "EXITED"
 
 
+def holders(service: int, command: int) -> tuple[int, int]:
+    """Returns guard and supervisor of a command: the second and third below the service on the way to it."""
+    way = [command]
+    while way[-1] != service:
+        way.append(int(Path(f"/proc/{way[-1]}/stat").read_text().rpartition(")")[2].split()[1]))
+    return way[-3], way[-4]
+
+
 @pytest.mark.parametrize("victim", ["guard", "supervisor"])
-async def test_kill_9_of_the_launcher_leaves_nothing(process: Process, victim: str) -> None:
+async def test_kill_9_of_who_holds_the_command_leaves_nothing(process: Process, victim: str) -> None:
     async with process.stub() as stub:
         call = stub.Run(request(script=DAEMON + "echo $$; sleep 300", wall_time=1.5))
         await call.read()
         found = await pids(call, 3)
-        [guard] = children(process.process.pid)
-        [supervisor] = children(guard)
+        guard, supervisor = holders(process.process.pid, found[0])
         os.kill(guard if victim == "guard" else supervisor, signal.SIGKILL)
         if victim == "guard":  # the other half goes on
             responses = await rest_of(call)
@@ -259,7 +268,7 @@ async def test_kill_9_of_the_launcher_leaves_nothing(process: Process, victim: s
             async with refusal("INTERNAL"):
                 await rest_of(call)
         await gone([*found, guard, supervisor])
-        await until(lambda: not list(process.workspaces.iterdir()))
+        await until(lambda: not process.left())
         assert (await run(stub, "true")).end == "EXITED"
 
 
@@ -274,7 +283,7 @@ async def test_stopping_ends_commands_and_tells_their_callers(folder: Path) -> N
         assert responses[-1].result.end == terminal_pb2.COMMAND_END_CANCELLED
         assert not any(map(alive, found))
         assert process.process.wait(10) == 0
-    assert not list(process.workspaces.iterdir())
+    assert not process.left()
 
 
 @needs_python
@@ -288,4 +297,4 @@ os.link("fifo", "hard"); os.chmod(".", 0)
 """
     story = await run(terminal, PYTHON, "-c", code)
     assert (story.end, story.stderr) == ("EXITED", b"")
-    assert not list(process.workspaces.iterdir())
+    assert not process.left()

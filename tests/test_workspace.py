@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from services.terminal import folders, usage, workspace
 from services.terminal.policy import UIDS
-from tests.hostile import as_root, canary, chain, few_files, fill, needs_root, place, root, swapping
+from tests.hostile import as_root, canary, chain, few_files, fill, listed, needs_root, place, root, swapping
 from tests.terminals import REPOSITORY
 
 __all__ = ["canary", "place", "root"]
@@ -47,34 +48,36 @@ def top(place: Path) -> Path:
 
 def test_a_fresh_workspace_is_empty_private_and_where_it_says(root: int, top: Path) -> None:
     name = workspace.own_name()
-    with workspace.fresh(root, name, 0) as made:
+    with workspace.create(root, name, 0) as made:
         work, inputs = top / made.work_path, top / made.inputs_path
         assert (work, inputs) == (top / name / "work", top / name / "inputs")
         assert [mode(path) for path in (top / name, work, inputs)] == [0o700, 0o700, 0o555]
         assert os.path.samestat(os.fstat(made.work), work.stat())
         assert os.path.samestat(os.fstat(made.inputs), inputs.stat())
-        assert not os.listdir(made.work) and not os.listdir(made.inputs)
+        assert not listed(made.work) and not listed(made.inputs)
         made.close()  # and again at the end of the block
 
 
 @needs_root
 @pytest.mark.parametrize("place", [False], indirect=True)
 def test_another_user_has_work_and_passes_through_to_inputs(root: int, top: Path) -> None:
-    with workspace.fresh(root, workspace.own_name(), A) as made:
+    with workspace.create(root, workspace.own_name(), A) as made:
         assert [mode(top / made.name), mode(top / made.work_path)] == [0o711, 0o700]
         assert owners(top / made.work_path) == {A} and owners(top / made.inputs_path) == {0}
         workspace.put_inputs(made, [("data.csv", b"1,2")])
-        os.chmod(top.parent, 0o711)
+        top.parent.chmod(0o711)
         script = 'cat "$1/data.csv" && touch "$2/mine" && ! touch "$1/new" && ! echo x >> "$1/data.csv"'
         paths = [str(top / path) for path in (made.inputs_path, made.work_path)]
-        done = subprocess.run(["/bin/sh", "-c", script, "sh", *paths], user=A, group=A, extra_groups=[], capture_output=True)
+        done = subprocess.run(
+            ["/bin/sh", "-c", script, "sh", *paths], user=A, group=A, extra_groups=[], capture_output=True
+        )
         assert (done.returncode, done.stdout) == (0, b"1,2"), done.stderr
 
 
 def test_a_umask_changes_nothing(root: int, top: Path) -> None:
     before = os.umask(0o777)
     try:
-        with workspace.fresh(root, workspace.own_name(), 0) as made:
+        with workspace.create(root, workspace.own_name(), 0) as made:
             workspace.put_inputs(made, [("a", b"")])
             assert [mode(top / p) for p in (made.work_path, made.inputs_path)] == [0o700, 0o555]
             assert mode(top / made.inputs_path / "a") == 0o444
@@ -84,10 +87,10 @@ def test_a_umask_changes_nothing(root: int, top: Path) -> None:
 
 def test_a_name_that_is_taken_is_refused_and_left_alone(root: int, top: Path) -> None:
     name = workspace.own_name()
-    workspace.fresh(root, name, 0).close()
+    workspace.create(root, name, 0).close()
     (top / name / "work" / "file").write_text("kept")
     with pytest.raises(FileExistsError):
-        workspace.fresh(root, name, 0)
+        workspace.create(root, name, 0)
     assert (top / name / "work" / "file").read_text() == "kept"
 
 
@@ -102,7 +105,7 @@ def test_names_that_the_contract_does_not_have_are_refused(name: str) -> None:
 
 def test_inputs_are_there_and_read_only(root: int, top: Path) -> None:
     files = [("a", b""), ("b.bin", bytes(range(256)) * 8192)]
-    with workspace.fresh(root, workspace.own_name(), 0) as made:
+    with workspace.create(root, workspace.own_name(), 0) as made:
         workspace.put_inputs(made, files)
         inputs = top / made.inputs_path
         assert {path.name: (path.read_bytes(), mode(path)) for path in inputs.iterdir()} == {
@@ -113,17 +116,17 @@ def test_inputs_are_there_and_read_only(root: int, top: Path) -> None:
 
 @pytest.mark.parametrize("bad", ["../out", "a/b", "", ".", "first", "x" * 200])
 def test_one_bad_input_and_there_are_none(root: int, top: Path, bad: str) -> None:
-    with workspace.fresh(root, workspace.own_name(), 0) as made:
+    with workspace.create(root, workspace.own_name(), 0) as made:
         with pytest.raises((ValueError, FileExistsError)):
             workspace.put_inputs(made, [("first", b"1"), (bad, b"2"), ("last", b"3")])
-        assert not os.listdir(made.inputs) and mode(top / made.inputs_path) == 0o555
+        assert not listed(made.inputs) and mode(top / made.inputs_path) == 0o555
         workspace.put_inputs(made, [("first", b"again")])
     assert not (top / "out").exists()
 
 
 def test_an_input_that_does_not_fit_leaves_none(root: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with workspace.fresh(root, workspace.own_name(), 0) as made:
+    with workspace.create(root, workspace.own_name(), 0) as made:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         try:
             with pytest.raises(OSError) as caught:
@@ -131,7 +134,7 @@ def test_an_input_that_does_not_fit_leaves_none(root: int) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert caught.value.errno == errno.EFBIG
-        assert not os.listdir(made.inputs)
+        assert not listed(made.inputs)
 
 
 @pytest.fixture
@@ -154,19 +157,19 @@ def test_a_full_disk_leaves_nothing_half_made(tiny_disk: Path) -> None:
     with workspace.adopt(root, KEPT, 0) as made:
         with pytest.raises(OSError) as caught:
             workspace.put_inputs(made, [("a", bytes(4096)), ("b", bytes(65536))])
-        assert caught.value.errno == errno.ENOSPC and not os.listdir(made.inputs)
+        assert caught.value.errno == errno.ENOSPC and not listed(made.inputs)
         workspace.put_inputs(made, [("a", b"fits")])
         for n in range(20):
             with contextlib.suppress(OSError):
                 (top / made.work_path / str(n)).touch()
-    for make in (lambda: workspace.fresh(root, workspace.own_name(), 0), lambda: workspace.adopt(root, "kept-2", 0)):
+    for make in (lambda: workspace.create(root, workspace.own_name(), 0), lambda: workspace.adopt(root, "kept-2", 0)):
         with pytest.raises(OSError) as caught:
             make()
         assert caught.value.errno == errno.ENOSPC
-        assert os.listdir(root) == [KEPT]
+        assert listed(root) == [KEPT]
     workspace.adopt(root, KEPT, A).close()  # needs no space
     workspace.remove(root, KEPT)
-    workspace.fresh(root, workspace.own_name(), 0).close()
+    workspace.create(root, workspace.own_name(), 0).close()
     os.close(root)
 
 
@@ -178,10 +181,10 @@ def test_a_named_one_keeps_its_work_and_loses_its_inputs(root: int, top: Path) -
         (top / made.work_path / "model.bin").write_text("weights")
         workspace.put_inputs(made, [("one", b"1")])
     with workspace.adopt(root, KEPT, 0) as again:
-        assert os.listdir(again.work) == ["model.bin"] and not os.listdir(again.inputs)
+        assert listed(again.work) == ["model.bin"] and not listed(again.inputs)
         workspace.put_inputs(again, [("one", b"2")])
     assert (top / KEPT / "inputs" / "one").read_text() == "2"
-    assert os.listdir(root) == [KEPT]
+    assert listed(root) == [KEPT]
 
 
 def test_what_a_command_locked_is_opened_again(root: int, top: Path) -> None:
@@ -192,7 +195,7 @@ def test_what_a_command_locked_is_opened_again(root: int, top: Path) -> None:
         path.chmod(0)
     work = workspace.open_work(root, KEPT) if os.geteuid() == 0 else -1  # an ordinary user's root is mended below
     with workspace.adopt(root, KEPT, 0) as again:
-        assert os.listdir(again.work) == ["file"] and not os.listdir(again.inputs)
+        assert listed(again.work) == ["file"] and not listed(again.inputs)
         assert [mode(path) for path in (top / KEPT, top / again.work_path)] == [0o700, 0o700]
     if work >= 0:
         os.close(work)
@@ -202,7 +205,7 @@ def test_what_a_command_locked_is_opened_again(root: int, top: Path) -> None:
     for path in (top / KEPT / "work", top / KEPT, top):
         path.chmod(0)
     workspace.remove(root, KEPT)
-    assert os.listdir(root) == []
+    assert listed(root) == []
 
 
 def test_a_root_that_a_command_locked_is_opened_at_the_next_start(top: Path) -> None:
@@ -273,7 +276,7 @@ def test_deep_and_wide_is_handed_over_with_few_files(root: int, top: Path) -> No
     with few_files(), workspace.adopt(root, KEPT, B) as again:
         here, depth = os.dup(again.work), 0
         while True:
-            assert {os.stat(name, dir_fd=here).st_uid for name in os.listdir(here)} <= {B}
+            assert {os.stat(name, dir_fd=here).st_uid for name in listed(here)} <= {B}
             if depth == DEEP:
                 break
             inner = os.open("d", folders.FOLDER, dir_fd=here)
@@ -282,7 +285,7 @@ def test_deep_and_wide_is_handed_over_with_few_files(root: int, top: Path) -> No
         os.close(here)
     with few_files():
         workspace.remove(root, KEPT)
-    assert os.listdir(root) == []
+    assert listed(root) == []
     assert time.monotonic() - begin < 20
 
 
@@ -322,7 +325,7 @@ def test_nothing_outside_is_given_away_while_folders_turn_into_links(root: int, 
 
 
 def test_measure_counts_each_file_once_and_stops_in_time(root: int, top: Path, canary: Path) -> None:
-    with workspace.fresh(root, workspace.own_name(), 0) as made:
+    with workspace.create(root, workspace.own_name(), 0) as made:
         work = top / made.work_path
         (work / "big").write_bytes(bytes(1_000_000))
         os.link(work / "big", work / "again")
@@ -330,7 +333,7 @@ def test_measure_counts_each_file_once_and_stops_in_time(root: int, top: Path, c
         found = usage.measure(made.work, 100)
         assert (found.entries, found.largest_bytes, found.unknown) == (3, 1_000_000, False)
         assert 1_000_000 <= found.used_bytes < 1_100_000
-        chain(made.work, DEEP)
+        chain(made.work, usage.DEPTH + 50)
         with few_files_but(usage.DEPTH):
             assert usage.measure(made.work, 100_000).unknown
         assert usage.measure(made.work, 50).entries == 51
@@ -349,28 +352,28 @@ def few_files_but(more: int) -> Iterator[None]:
 
 
 def test_whatever_was_left_is_removed(root: int, top: Path, canary: Path) -> None:
-    with workspace.fresh(root, workspace.own_name(), 0) as made:
+    with workspace.create(root, workspace.own_name(), 0) as made:
         fill(top / made.work_path, canary)
         workspace.put_inputs(made, [("a", b"1")])
         (top / made.work_path).chmod(0)
     with few_files():
         workspace.remove(root, made.name)
-    assert os.listdir(root) == []
+    assert listed(root) == []
 
 
 def test_deep_and_wide_is_removed_with_few_files(root: int) -> None:
-    with workspace.fresh(root, workspace.own_name(), 0) as made:
+    with workspace.create(root, workspace.own_name(), 0) as made:
         chain(made.work, DEEP)
-        for n in range(3_000):
+        for n in range(folders.BATCH + 100):
             os.mkdir(f"wide-{n}", 0, dir_fd=made.work)
     with few_files():
         workspace.remove(root, made.name)
-    assert os.listdir(root) == []
+    assert listed(root) == []
 
 
 def test_nothing_outside_is_removed_while_folders_turn_into_links(root: int, top: Path, canary: Path) -> None:
-    for _ in range(60):
-        with workspace.fresh(root, workspace.own_name(), 0) as made:
+    for _ in range(15):
+        with workspace.create(root, workspace.own_name(), 0) as made:
             work = top / made.work_path
             for n in range(30):
                 (work / "folder" / f"inner-{n}" / "folder").mkdir(parents=True)
@@ -380,7 +383,7 @@ def test_nothing_outside_is_removed_while_folders_turn_into_links(root: int, top
                 workspace.remove(root, made.name)
         with contextlib.suppress(FileNotFoundError):
             workspace.remove(root, made.name)
-    assert os.listdir(root) == []
+    assert listed(root) == []
 
 
 # ---- sweeping ----
@@ -388,14 +391,14 @@ def test_nothing_outside_is_removed_while_folders_turn_into_links(root: int, top
 
 def test_own_ones_go_and_what_is_not_ours_stays(root: int, top: Path, canary: Path) -> None:
     for name in (workspace.own_name(), "removed-1", KEPT):
-        workspace.fresh(root, name, 0).close()
+        workspace.create(root, name, 0).close()
     (top / "command-link").symlink_to(canary)
     (top / "command-file").write_text("")
     (top / "calls").mkdir()
     (top / "calls" / "one").write_text("kept")
-    swept = workspace.tidy(root, None, time.time() + 1e9)
+    swept = workspace.sweep(root, None, time.time() + 1e9)
     assert (swept.own, swept.kept, swept.stuck) == (3, 1, ())
-    assert sorted(os.listdir(root)) == ["calls", KEPT]
+    assert listed(root) == ["calls", KEPT]
     assert (top / "calls" / "one").read_text() == "kept"
 
 
@@ -407,47 +410,74 @@ def test_a_named_one_goes_when_nobody_used_it_for_long(root: int, top: Path) -> 
     workspace.touch(root, "kept-a")
     assert [each.folder for each in workspace.kept(root)] == ["kept-b", "kept-a"]
     assert all(now - 1 < each.used_at < now + 60 for each in workspace.kept(root))
-    assert workspace.tidy(root, 3600, now + 3500) == workspace.Swept(0, 0, ())
-    assert workspace.tidy(root, 3600, now + 4000, {"kept-a"}) == workspace.Swept(0, 1, ())
-    assert os.listdir(root) == ["kept-a"]
-    assert workspace.tidy(root, 3600, now + 4000) == workspace.Swept(0, 1, ())
+    assert workspace.sweep(root, 3600, now + 3500) == workspace.Swept(0, 0, ())
+    assert workspace.sweep(root, 3600, now + 4000, lambda f: contextlib.nullcontext(f != "kept-a")) == workspace.Swept(
+        0, 1, ()
+    )
+    assert listed(root) == ["kept-a"]
+    assert workspace.sweep(root, 3600, now + 4000) == workspace.Swept(0, 1, ())
 
 
 def test_a_command_cannot_make_a_named_one_look_unused(root: int, top: Path) -> None:
     workspace.adopt(root, KEPT, 0).close()
     os.utime(top / KEPT, (1, 1))
-    assert workspace.tidy(root, 3600, time.time()).kept == 0
+    assert workspace.sweep(root, 3600, time.time()).kept == 0
 
 
 def test_a_clock_set_back_removes_nothing_and_time_goes_on_from_there(root: int) -> None:
     workspace.adopt(root, KEPT, 0).close()
     used = workspace.kept(root)[0].used_at
-    assert workspace.tidy(root, 1, used - 1e6) == workspace.Swept(0, 0, ())
+    assert workspace.sweep(root, 1, used - 1e6) == workspace.Swept(0, 0, ())
     assert workspace.kept(root)[0].used_at >= used
 
 
-def test_a_busy_one_stays_even_if_it_is_a_commands_own(root: int) -> None:
-    name = workspace.own_name()
-    workspace.fresh(root, name, 0).close()
-    assert workspace.tidy(root, 0, time.time(), {name}) == workspace.Swept(0, 0, ())
-    assert os.listdir(root) == [name]
+@pytest.mark.parametrize("name", ["command-1", KEPT, "removed-1"])
+def test_what_is_held_by_another_stays(root: int, name: str) -> None:
+    workspace.create(root, name, 0).close()
+    asked = []
+
+    def hold(folder: str) -> AbstractContextManager[bool]:
+        asked.append(folder)
+        return contextlib.nullcontext(False)
+
+    assert workspace.sweep(root, 0, time.time() + 1e6, hold) == workspace.Swept(0, 0, ())
+    assert listed(root) == asked == [name]
+
+
+def test_one_that_is_used_before_it_can_be_held_stays(root: int) -> None:
+    workspace.adopt(root, KEPT, 0).close()
+    workspace.create(root, "command-1", 0).close()
+
+    def hold(folder: str) -> AbstractContextManager[bool]:
+        if folder == KEPT:
+            workspace.touch(root, KEPT)
+        else:
+            workspace.remove(root, folder)  # its command ended just now
+        return contextlib.nullcontext(True)
+
+    used = workspace.kept(root)[0].used_at
+    until_it_shows = time.monotonic() + 0.05
+    while time.monotonic() < until_it_shows and time.time() <= used + 0.02:
+        pass
+    assert workspace.sweep(root, 0.01, time.time(), hold) == workspace.Swept(0, 0, ())
+    assert listed(root) == [KEPT]
 
 
 @needs_root
 @pytest.mark.parametrize("place", [True], indirect=True)
 def test_one_that_cannot_be_removed_is_named_and_the_others_go(root: int, top: Path) -> None:
     for name in ("kept-a", KEPT, "command-1"):
-        workspace.fresh(root, name, 0).close()
+        workspace.create(root, name, 0).close()
     with as_root():
         (top / KEPT / "work" / "foreign" / "inner").mkdir(parents=True)
     for _ in range(2):
-        swept = workspace.tidy(root, 10, time.time() + 100)
+        swept = workspace.sweep(root, 10, time.time() + 100)
         ((folder, error),) = swept.stuck
         assert isinstance(error, PermissionError)
     assert (top / KEPT).exists() or folder.startswith("removed-")
-    assert len(os.listdir(root)) == 1
+    assert len(listed(root)) == 1
     with workspace.adopt(root, KEPT, 0) as again:
-        assert not os.listdir(again.work)
+        assert not listed(again.work)
 
 
 # ---- killed half-way ----
@@ -502,9 +532,9 @@ def killed_at_each_step(top: Path, action: str) -> Iterator[int]:
 
 def lone(root: int) -> list[str]:
     """Sweeps as a start does and returns what is left."""
-    swept = workspace.tidy(root, None, time.time())
+    swept = workspace.sweep(root, None, time.time())
     assert not swept.stuck
-    return os.listdir(root)
+    return listed(root)
 
 
 @pytest.fixture
@@ -518,10 +548,11 @@ def test_a_command_killed_while_its_workspace_is_made_leaves_what_is_swept(
 ) -> None:
     os.close(shared())
     steps = 0
-    for steps in killed_at_each_step(top, "workspace.put_inputs(workspace.fresh(root, 'command-1', 0), [('a', b'1')])"):
+    for _ in killed_at_each_step(top, "workspace.put_inputs(workspace.create(root, 'command-1', 0), [('a', b'1')])"):
         root = shared()
         assert lone(root) == []
         os.close(root)
+        steps += 1
     assert steps > 8
 
 
@@ -531,7 +562,7 @@ def test_killed_while_a_named_one_is_made(shared: Callable[[], int], top: Path) 
         root = shared()
         assert lone(root) in ([], ["kept-1"])
         with workspace.adopt(root, "kept-1", 0) as made:
-            assert not os.listdir(made.inputs) and not os.listdir(made.work)
+            assert not listed(made.inputs) and not listed(made.work)
             workspace.put_inputs(made, [("a", b"1")])
         workspace.remove(root, "kept-1")
         os.close(root)
@@ -540,7 +571,7 @@ def test_killed_while_a_named_one_is_made(shared: Callable[[], int], top: Path) 
 def test_killed_while_a_named_one_is_removed_it_is_whole_or_gone(shared: Callable[[], int], top: Path) -> None:
     def fill_in(root: int) -> None:
         with workspace.adopt(root, "kept-1", 0) as made:
-            if not os.listdir(made.work):
+            if not listed(made.work):
                 (top / made.work_path / "a" / "b").mkdir(parents=True)
                 (top / made.work_path / "file").write_text("whole")
 
@@ -552,7 +583,7 @@ def test_killed_while_a_named_one_is_removed_it_is_whole_or_gone(shared: Callabl
         root = shared()
         if lone(root):
             whole += 1
-            assert sorted(os.listdir(top / "kept-1" / "work")) == ["a", "file"]
+            assert listed(top / "kept-1" / "work") == ["a", "file"]
             assert (top / "kept-1" / "work" / "a" / "b").is_dir()
         fill_in(root)
         os.close(root)
@@ -561,9 +592,7 @@ def test_killed_while_a_named_one_is_removed_it_is_whole_or_gone(shared: Callabl
 
 @needs_root
 @pytest.mark.parametrize("place", [False], indirect=True)
-def test_killed_while_it_is_handed_over_it_is_handed_over_the_next_time(
-    shared: Callable[[], int], top: Path
-) -> None:
+def test_killed_while_it_is_handed_over_it_is_handed_over_the_next_time(shared: Callable[[], int], top: Path) -> None:
     root = shared()
     with workspace.adopt(root, "kept-1", A) as made:
         (top / made.work_path / "a" / "b").mkdir(parents=True)

@@ -120,7 +120,7 @@ def written(data: bytes, limit: int, complete: bool, language: str = "text") -> 
     """
     plain, left_out = decode(data, limit, complete, "surrogateescape")
     shown = visible(plain)
-    if len(shown) > _STRANGE * max(len(data[:limit]), _STRANGE_BYTES):
+    if len(shown.encode()) > _STRANGE * max(len(data[:limit]), _STRANGE_BYTES):
         plain, left_out = decode(data, min(limit, _STRANGE_BYTES), complete, "surrogateescape")
         shown = visible(plain)
     if not shown:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_STORIES = 50_000  # about 20 MiB of memory
 SHARE = 4  # one story keeps at most this part of the room
+SPARE = 8  # output never takes this part of it, so that no id is forgotten for the sake of output
 SWEEP_S = 10.0
 SWEEP_STORIES = 20  # removed before others have their turn
 LARGE_BYTES = 1024 * 1024  # takes long to free
@@ -224,7 +225,8 @@ class Calls:
     def _may_grow(self, story: Story, size: int) -> bool:
         """Makes room for a running story of so many bytes. Returns whether there is."""
         more = _on_disk(size) - story.disk_bytes
-        if more > 0 and (size > self._max_bytes // SHARE or not self._room(more)):
+        spare = self._max_bytes // SPARE
+        if more > 0 and (size > self._max_bytes // SHARE or not self._room(more + spare)):
             return False
         self._resize(story, size)
         return True

@@ -141,9 +141,13 @@ def _session(job: Job) -> None:
     os.setsid()
     for target, source in enumerate((job["stdin_fd"], job["stdout_fd"], job["stderr_fd"])):
         os.dup2(source, target)
+    # Also those that came over the socket: Python's recv_fds leaves them open across an exec.
+    kernel.close_range_on_exec(3)
     os.umask(0o077)
     kernel.default_signals()
-    # When memory runs out, the kernel takes the command before the service.
+    # When memory runs out, the kernel takes the command before the service. The spawner's processes hide from others of
+    # their user, and until the exec this one is such a process: its files in /proc would be root's.
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
     score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(score, b"500")
     os.close(score)

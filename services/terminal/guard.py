@@ -33,7 +33,7 @@ def stand_by(service: socket.socket, tell: int) -> None:
     service.close()
     theirs.close()
     os.close(tell)
-    uid, _, _, _ = socket.recv_fds(ours, 16, 1, socket.MSG_CMSG_CLOEXEC)  # and the status pipe, only to hold it
+    uid, _, _, _ = socket.recv_fds(ours, 16, 1)  # and the status pipe, only to hold it
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 0)
     os.waitpid(supervisor, 0)
     while uid and _left():

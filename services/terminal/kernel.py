@@ -12,6 +12,7 @@ PR_SET_NO_NEW_PRIVS = 38
 SIGPIPE, SIGCHLD, SIGXFSZ = 13, 17, 25
 
 _CLOSE_RANGE = 436
+_CLOSE_RANGE_CLOEXEC = 4
 _MOST = 0xFFFFFFFF
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +58,11 @@ def sethostname(name: bytes) -> None:
 def close_range(first: int) -> None:
     """Closes every descriptor from one on (close_range(2), Linux 5.9). Raises OSError."""
     call(_CLOSE_RANGE, first, _MOST, 0)
+
+
+def close_range_on_exec(first: int) -> None:
+    """Has every descriptor from one on closed by the next exec (close_range(2), Linux 5.11). Raises OSError."""
+    call(_CLOSE_RANGE, first, _MOST, _CLOSE_RANGE_CLOEXEC)
 
 
 def default_signals() -> None:

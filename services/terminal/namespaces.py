@@ -61,8 +61,7 @@ def unshare() -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     kernel.unshare(_ALL)
-    # A change of user has made /proc/self root's.
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # a change of user has made /proc/self root's
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         _write(f"/proc/self/{name}", text)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)

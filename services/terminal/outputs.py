@@ -10,10 +10,11 @@ import errno
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.terminal import folders
+from services.terminal import folders, kernel
 from services.terminal.globs import Globs
 
 MIB = 1024 * 1024
@@ -22,6 +23,11 @@ MOST_ENTRIES = 1_000_000  # that are looked at
 READ_BYTES = 1024 * MIB  # that are read for all checksums of a listing
 _PIECE = MIB
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPENAT2 = 437  # on every architecture
+# struct open_how of <linux/openat2.h>: flags, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_HOW = struct.pack("QQQ", folders.FOLDER, 0, 0x08 | 0x04 | 0x02)
+# The kernel, or the profile of a container, does not have the call; or it wants to be asked again.
+_NOT_OFFERED = (errno.ENOSYS, errno.EPERM, errno.EAGAIN)
 # Not there, not a file, not to be read, or under another process's lease (fcntl(2)).
 _REFUSED = (
     *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM),
@@ -57,17 +63,15 @@ def listing(
     search = _Search(Globs(patterns), most)
     if not search.globs.start:
         return [], 0
-    search.left_out += folders.walk(work, _Folder(b"", search.globs.start), search.visit, entries)
+    unseen = folders.walk(work, _Folder(b"", search.globs.start), search.visit, entries)
     search.cut()
     files = []
     for path in search.found:
-        file = _hashed(work, path, read_bytes)
-        if file is None:
-            search.left_out += 1
-        else:
+        if file := _hashed(work, path, read_bytes):
             files.append(file)
             read_bytes -= file.size
-    return sorted(files, key=lambda file: file.path), search.left_out
+    left_out = unseen + search.left_out + len(search.found) - len(files)
+    return sorted(files, key=lambda file: file.path), left_out
 
 
 class _Search:
@@ -161,22 +165,37 @@ def open_file(work: int, path: str) -> tuple[int, int]:
 
 
 def _open(work: int, path: bytes) -> tuple[int, int]:
-    *parents, name = path.split(b"/")
-    if len(path) > PATH_BYTES or b"\0" in path or any(part in (b"", b".", b"..") for part in (*parents, name)):
+    parents, _, name = path.rpartition(b"/")
+    if len(path) > PATH_BYTES or b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
         raise FileNotFoundError(errno.ENOENT, "this is no path of a file")
-    folder = os.dup(work)
+    folder = -1
     try:
-        for part in parents:
-            inner = os.open(part, folders.FOLDER, dir_fd=folder)
-            os.close(folder)
-            folder = inner
+        folder = _open_below(work, parents) if parents else os.dup(work)
         return _open_output(folder, name)
     except OSError as error:
         if error.errno in _REFUSED:
             raise FileNotFoundError(errno.ENOENT, "there is no such file, or it cannot be read") from error
         raise
     finally:
-        os.close(folder)
+        if folder >= 0:
+            os.close(folder)
+
+
+def _open_below(work: int, path: bytes) -> int:
+    """Opens a folder below another, through no link."""
+    try:
+        return kernel.call(_OPENAT2, work, path, _HOW, len(_HOW))
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+    folder = os.dup(work)
+    for part in path.split(b"/"):
+        try:
+            inner = os.open(part, folders.FOLDER, dir_fd=folder)
+        finally:
+            os.close(folder)
+        folder = inner
+    return folder
 
 
 def _open_output(folder: int, name: bytes) -> tuple[int, int]:

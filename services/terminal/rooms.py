@@ -1,9 +1,11 @@
 """Hands out workspaces: one of its own to a command, or a named one to one command at a time."""
 
+import contextlib
 import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from services.common.config import ConfigError
@@ -28,7 +30,7 @@ class Rooms:
         self._busy: set[str] = set()  # folders that are in use, or being removed
 
     def open(self, path: Path, for_others: bool) -> None:
-        """Takes the folder and sweeps it. Raises OSError, or ConfigError when another Terminal has it.
+        """Takes the folder and sweeps it. Raises ConfigError when it cannot be used or another Terminal has it.
 
         Args:
             for_others: whether commands have users of their own, who must be able to pass through, and may not list.
@@ -39,6 +41,11 @@ class Rooms:
         except BlockingIOError:
             raise ConfigError(
                 f"TERMINAL_WORKSPACES={str(path)!r} is in use by another Terminal: give each its own folder."
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"TERMINAL_WORKSPACES={str(path)!r} cannot be used: {error.strerror}. Name a folder that this user may "
+                "write to, and nobody else."
             ) from None
         self.sweep()
 
@@ -58,7 +65,7 @@ class Rooms:
         folder = workspace.kept_name(name) if name else workspace.own_name()
         self._occupy(folder, name)
         try:
-            return (workspace.adopt if name else workspace.fresh)(self._root, folder, uid)
+            return (workspace.adopt if name else workspace.create)(self._root, folder, uid)
         except BaseException:
             self._leave(folder)
             raise
@@ -81,14 +88,16 @@ class Rooms:
                 self._busy.discard(folder)
 
     def open_file(self, name: str, path: str) -> int:
-        """Opens a file of a named workspace and returns its descriptor. Raises FILE_NOT_FOUND."""
+        """Opens a file of a named workspace and returns its descriptor. Raises FILE_NOT_FOUND and OSError."""
         try:
-            work = workspace.open_work(self._root, workspace.kept_name(name))
+            folder = workspace.kept_name(name)
+            workspace.touch(self._root, folder)
+            work = workspace.open_work(self._root, folder)
             try:
                 return outputs.open_file(work, path)[0]
             finally:
                 os.close(work)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise refusals.no_file(name, path) from None
 
     def sweep(self) -> None:
@@ -96,13 +105,25 @@ class Rooms:
 
         Raises OSError when the folder cannot be used.
         """
-        with self._lock:
-            busy = frozenset(self._busy)
-        swept = workspace.tidy(self._root, self._keep_s, time.time(), busy)
+        swept = workspace.sweep(self._root, self._keep_s, time.time(), self._hold)
         if swept.own or swept.kept:
             log.info("removed %d workspaces of ended commands and %d named ones", swept.own, swept.kept)
         for name, error in swept.stuck:
             log.error("workspace %s could not be removed, the next sweep tries again: %s", name, error)
+
+    @contextlib.contextmanager
+    def _hold(self, folder: str) -> Iterator[bool]:
+        """Takes a folder for the time of the block, and tells whether it could."""
+        with self._lock:
+            free = folder not in self._busy
+            if free:
+                self._busy.add(folder)
+        try:
+            yield free
+        finally:
+            if free:
+                with self._lock:
+                    self._busy.discard(folder)
 
     def _occupy(self, folder: str, name: str) -> None:
         with self._lock:

@@ -60,15 +60,14 @@ class Sandbox:
         return self._policy.tier == "strong" and self.programs.loopback
 
     async def start(self) -> None:
-        """Takes the folder of workspaces, removes what an earlier process left, and tries the tiers out."""
-        try:
-            await asyncio.to_thread(self.rooms.open, self._settings.workspaces, self._policy.separate_uid)
-        except OSError as error:
-            self.unavailable = refusals.unavailable("workspace", error.errno)
-        else:
-            for policy in self._policies:
-                await self._try(policy)
-            self._sweeper = asyncio.create_task(self._sweep())
+        """Takes the folder of workspaces, removes what an earlier process left, and tries the tiers out.
+
+        Raises ConfigError when the folder cannot be used. A tier that cannot be had is no error: commands are refused.
+        """
+        await asyncio.to_thread(self.rooms.open, self._settings.workspaces, self._policy.separate_uid)
+        for policy in self._policies:
+            await self._try(policy)
+        self._sweeper = asyncio.create_task(self._sweep())
         self._tell()
 
     async def _try(self, policy: Policy) -> None:

@@ -19,7 +19,7 @@ import select
 import socket
 import time
 
-from services.terminal import child, kernel, landlock, tree, workspace
+from services.terminal import child, kernel, landlock, tree, usage
 from services.terminal.job import FDS, MESSAGE, Job
 
 FIRST_POLL_S, LAST_POLL_S = 0.01, 0.05
@@ -52,7 +52,7 @@ def serve(service: socket.socket, guard: socket.socket, tell: int) -> None:
 
 def receive(service: socket.socket) -> Job | None:
     """Returns the next command, None when the service has closed the socket."""
-    message, fds, _, _ = socket.recv_fds(service, len(MESSAGE), 1 + len(FDS), socket.MSG_CMSG_CLOEXEC)
+    message, fds, _, _ = socket.recv_fds(service, len(MESSAGE), 1 + len(FDS))
     if not message:
         return None
     with os.fdopen(fds[0], "rb") as file:
@@ -220,14 +220,14 @@ class Supervisor:
     def _scan(self, pids: list[int]) -> str:
         begin = time.monotonic()
         folder = self._job["workspace_fd"]
-        usage = workspace.measure(folder, self._job["workspace_entries"])
+        found = usage.measure(folder, self._job["workspace_entries"])
         hidden = tree.deleted_open_bytes(pids, os.fstat(folder).st_dev)
         now = time.monotonic()
         self._next_scan = now + max(SCAN_EVERY_S, SCAN_SHARE * (now - begin))
-        if usage.largest_bytes > self._job["file_size_bytes"]:
+        if found.largest_bytes > self._job["file_size_bytes"]:
             return "FILE_SIZE"
-        too_much = usage.used_bytes + hidden > self._job["workspace_bytes"]
-        return "WORKSPACE" if too_much or usage.entries > self._job["workspace_entries"] or usage.unknown else ""
+        too_much = found.used_bytes + hidden > self._job["workspace_bytes"]
+        return "WORKSPACE" if too_much or found.entries > self._job["workspace_entries"] or found.unknown else ""
 
     def _own_end(self) -> str:
         """Names the end of a command that was not killed from here; the kernel may have held a limit."""

@@ -16,18 +16,16 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from services.terminal import folders
 from services.terminal.policy import UIDS
-from services.terminal.usage import Usage as Usage
-from services.terminal.usage import measure as measure
 
 OWN, KEPT, REMOVED = "command-", "kept-", "removed-"
-PREFIX = OWN
 WORK, INPUTS = "work", "inputs"
 MOST_ENTRIES = 1_000_000  # that are handed from one user to the next
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as the contract has it
@@ -83,6 +81,13 @@ class Swept:
     stuck: tuple[tuple[str, OSError], ...]  # folder and why
 
 
+Hold = Callable[[str], AbstractContextManager[bool]]
+
+
+def _held(_: str) -> AbstractContextManager[bool]:
+    return contextlib.nullcontext(True)
+
+
 def own_name() -> str:
     """Returns a new name for a command's own workspace."""
     return OWN + secrets.token_hex(8)
@@ -120,23 +125,7 @@ def open_root(path: Path, mode: int) -> int:
     return root
 
 
-def create(root: int, name: str, uid: int) -> int:
-    """Makes a workspace for a user (0: the own one) and returns its file descriptor. Raises OSError."""
-    os.mkdir(name, 0o700, dir_fd=root)
-    if uid:
-        os.chown(name, uid, uid, dir_fd=root, follow_symlinks=False)
-    return os.open(name, folders.FOLDER, dir_fd=root)
-
-
-def sweep(root: int) -> int:
-    """Removes the workspaces that an earlier process left. Returns how many. Raises OSError."""
-    left = [name for name in os.listdir(root) if name.startswith(PREFIX)]
-    for name in left:
-        remove(root, name)
-    return len(left)
-
-
-def fresh(root: int, name: str, uid: int) -> Workspace:
+def create(root: int, name: str, uid: int) -> Workspace:
     """Makes an empty workspace for a user (0: the own one). Raises OSError; then nothing is left of it."""
     _mend(root)
     os.mkdir(name, 0o700, dir_fd=root)
@@ -163,7 +152,7 @@ def adopt(root: int, name: str, uid: int) -> Workspace:
 
 
 def _adopt_new(root: int, name: str, uid: int) -> Workspace:
-    made = fresh(root, own_name(), uid)
+    made = create(root, own_name(), uid)
     try:
         os.rename(made.name, name, src_dir_fd=root, dst_dir_fd=root)
     except BaseException:
@@ -256,8 +245,12 @@ def _kept(root: int) -> Iterator[Kept]:
     for name in os.listdir(root):
         if name.startswith(KEPT):
             with contextlib.suppress(FileNotFoundError):
-                # The time of the last change cannot be set, unlike the others, which a command of this user can set.
-                yield Kept(name, os.stat(name, dir_fd=root, follow_symlinks=False).st_ctime)
+                yield Kept(name, _used_at(root, name))
+
+
+def _used_at(root: int, name: str) -> float:
+    # The time of the last change cannot be set, unlike the others, which a command of the own user can set.
+    return os.stat(name, dir_fd=root, follow_symlinks=False).st_ctime
 
 
 def remove(root: int, name: str) -> None:
@@ -269,39 +262,37 @@ def remove(root: int, name: str) -> None:
     folders.remove(root, name)
 
 
-def tidy(root: int, older_than_s: float | None, now: float, busy: Collection[str] = ()) -> Swept:
-    """Removes what earlier processes left, and named workspaces not used for a time; goes on where it cannot.
+def sweep(root: int, older_than_s: float | None, now: float, hold: Hold = _held) -> Swept:
+    """Removes what nobody uses; goes on where it cannot.
 
     Args:
         root: the folder of all workspaces.
-        older_than_s: seconds; None keeps all named ones.
+        older_than_s: seconds without use after which a named one goes; None keeps all.
         now: seconds since the epoch. A workspace used after it counts as used now: the clock was set back.
-        busy: folders to leave alone whatever the clock says.
+        hold: takes a folder for the time of its removal, and tells whether it could. One in use must not be given.
     """
     _mend(root)
-    found = [name for name in os.listdir(root) if name.startswith((OWN, REMOVED))]
-    doomed = [name for name in found if name not in busy] + _unused(root, older_than_s, now, busy)
-    stuck = tuple((name, error) for name in doomed if (error := _removal_error(root, name)))
-    gone = [name for name in doomed if name not in {name for name, _ in stuck}]
-    own = sum(name.startswith(OWN) for name in gone)
-    return Swept(own, len(gone) - own, stuck)
+    own = named = 0
+    stuck = []
+    for name in os.listdir(root):
+        if not name.startswith((OWN, REMOVED, KEPT)):
+            continue
+        try:
+            with hold(name) as held:
+                if held and (not name.startswith(KEPT) or _unused(root, name, older_than_s, now)):
+                    remove(root, name)
+                    own, named = own + name.startswith(OWN), named + (not name.startswith(OWN))
+        except FileNotFoundError:
+            pass  # removed meanwhile by who used it
+        except OSError as error:
+            stuck.append((name, error))
+    return Swept(own, named, tuple(stuck))
 
 
-def _unused(root: int, older_than_s: float | None, now: float, busy: Collection[str]) -> list[str]:
+def _unused(root: int, name: str, older_than_s: float | None, now: float) -> bool:
     if older_than_s is None:
-        return []
-    doomed = []
-    for each in kept(root):
-        if each.used_at > now:
-            touch(root, each.folder)
-        elif now - each.used_at > older_than_s and each.folder not in busy:
-            doomed.append(each.folder)
-    return doomed
-
-
-def _removal_error(root: int, name: str) -> OSError | None:
-    try:
-        remove(root, name)
-    except OSError as error:
-        return error
-    return None
+        return False
+    used_at = _used_at(root, name)
+    if used_at > now:
+        touch(root, name)
+    return now - used_at > older_than_s

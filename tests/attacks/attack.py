@@ -6,9 +6,12 @@ for nothing else.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from conductor.v1 import terminal_pb2
 
 from tests.terminals import PYTHON
 
@@ -19,17 +22,20 @@ MIB = 1024 * 1024
 WALL_S = 5
 LIMITS: dict[str, Any] = {
     "processes": 32,
-    "memory_bytes": 128 * MIB,
+    "memory_bytes": 64 * MIB,
     "wall_time": WALL_S,
-    "file_size_bytes": 16 * MIB,
+    "file_size_bytes": 4 * MIB,
+    "workspace_bytes": 10 * MIB,
+    "workspace_entries": 500,
 }
-BEGUN = "attack-begun"
+BEGUN = "attack-begun"  # and the attack's mark: what follows, in either stream, is its output
 BROKEN = "attack-broken"
 
 # What Python attacks find: the ground's names as globals, the kernel's calls by number, and ways to tell what they got.
+# It makes those it reads from its input one after the other, each in a process and a folder of its own if there are
+# many. The proof is put together here, so that to print one's own environment or input proves nothing.
 FRAME = f"""
 import ctypes, errno, fcntl, json, mmap, os, resource, select, signal, socket, stat, struct, sys, threading, time
-globals().update(json.loads(os.environ["GROUND"]))
 AARCH64 = os.uname().machine == "aarch64"
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -42,12 +48,12 @@ def call(number, *args):
 def say(text):
     os.write(1, f"{{text}}\\n".encode())
 def proof(what):
-    say(f"{{PROOF}} {{what}}")
+    say(f"{{KEY_2}}{{KEY_1}} {{what}}")
 def attempt(action, *args, **more):
     try:
         return action(*args, **more)
-    except (OSError, ValueError) as error:
-        os.write(2, f"{{error}}\\n".encode())
+    except (OSError, ValueError):
+        pass
 def show(path, **more):
     fd = attempt(os.open, path, os.O_RDONLY, **more)
     if fd is not None:
@@ -66,13 +72,26 @@ def connect(address, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0)
         made.settimeout(1)
         made.connect(address)
         made.send(b"attack")
-say({BEGUN!r})
-try:
-    exec(sys.argv[2])
-except (OSError, ValueError, MemoryError, RuntimeError) as error:
-    os.write(2, f"{{error}}\\n".encode())
-except Exception as error:
-    say({BROKEN!r} + f" {{error!r}}")
+def make(told, code):
+    globals().update(told)
+    for stream in (1, 2):
+        os.write(stream, f"\\n{BEGUN} {{MARK}}\\n".encode())
+    try:
+        exec(code, globals())
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        os.write(2, f"{{error}}\\n".encode())
+    except Exception as error:
+        say(f"{BROKEN} {{KEY_2}}{{KEY_1}} {{error!r}}")
+attacks = json.load(open(0, closefd=False))
+if len(attacks) == 1:
+    make(*attacks[0])
+    sys.exit()
+for number, attack in enumerate(attacks):
+    if not os.fork():
+        os.mkdir(str(number)); os.chdir(str(number))
+        make(*attack)
+        os._exit(0)
+    os.wait()
 """
 
 
@@ -96,6 +115,7 @@ class Attack:
     env: dict[str, str] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)  # instead of LIMITS
     inputs: dict[str, bytes] = field(default_factory=dict)
+    victim: bool = False  # it aims at a process of the service's user
     sibling: bool = False  # another command of the same Terminal runs meanwhile
     alone: bool = False  # no other attack runs meanwhile
     heavy: bool = False  # a bomb: not tried where nothing contains it, and few at once
@@ -104,13 +124,37 @@ class Attack:
     check: Check = nothing_else  # returns evidence of an escape, or "", beyond what is always looked for
     work: bool = False  # not an attack: ordinary work, which must succeed
 
+    @property
+    def batched(self) -> bool:
+        """Whether it may be made by the same command as others: nothing about it is special."""
+        special = (self.shell, self.argv, self.env, self.limits, self.inputs, self.sibling, self.heavy, self.alone)
+        return not any(special) and not self.cancel and not self.meanwhile and self.check is nothing_else
 
-def command(attack: Attack, told: dict[str, Any]) -> tuple[tuple[str, ...], str, dict[str, str]]:
-    """Returns argv, script and environment of an attack on a ground."""
-    names = {name: str(value) for name, value in told.items()}
-    env = {**names, "GROUND": json.dumps(told), **{key: value.format(**names) for key, value in attack.env.items()}}
-    if attack.argv:
-        return tuple(part.format(**names) for part in attack.argv), "", env
-    if attack.shell:
-        return (), f"echo {BEGUN}\n{attack.code}\n# {names['MARK']}", env
-    return (PYTHON, "-I", "-S", "-c", FRAME, names["MARK"], attack.code), "", env
+
+def command(attacks: Sequence[Attack], told: Sequence[dict[str, Any]]) -> terminal_pb2.Command:
+    """Returns the command that makes attacks: many when all are `batched`, else one. Its limits are missing."""
+    first = attacks[0]
+    names = {name: str(value) for name, value in told[0].items()}
+    env = {key: value.format(**names) for key, value in first.env.items()}
+    inputs = [terminal_pb2.InputFile(name=name, content=content) for name, content in first.inputs.items()]
+    if first.argv:
+        return terminal_pb2.Command(argv=[part.format(**names) for part in first.argv], env=env)
+    if first.shell:
+        begin = f"echo '{BEGUN} {names['MARK']}'"
+        return terminal_pb2.Command(script=f"{begin}; {begin} >&2\n{first.code}", env={**names, **env})
+    marks = [str(each["MARK"]) for each in told]
+    work = [(each, attack.code) for each, attack in zip(told, attacks, strict=True)]
+    argv = (PYTHON, "-I", "-S", "-c", FRAME, *marks)
+    return terminal_pb2.Command(argv=argv, stdin=json.dumps(work).encode(), env=env, inputs=inputs)
+
+
+def outputs(stream: bytes, told: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Returns what each attack wrote to a stream; of an attack that was not begun, nothing."""
+    begun = [f"{BEGUN} {each['MARK']}\n".encode() for each in told]
+    parts: dict[bytes, bytes] = {}
+    at = b""
+    for piece in re.split(b"(" + b"|".join(map(re.escape, begun)) + b")", stream):
+        if piece in begun:
+            at = piece
+        parts[at] = parts.get(at, b"") + piece
+    return [parts.get(line, b"") for line in begun]

@@ -27,8 +27,10 @@ GROUPS: dict[str, tuple[Attack, ...]] = {
     "work": work.ATTACKS,
 }
 AFTER = ("after_processes", "after_workspaces", "after_descriptors")  # what the whole campaign must not leave
-AT_ONCE, HEAVY_AT_ONCE = 8, 3
+AT_ONCE, HEAVY_AT_ONCE = 10, 5
+BATCH = 12
 QUIET_S = 5.0
+SETTLED = 6  # looks that agree
 OF_COMMANDS = ("pipe:", "/memfd:", "anon_inode:[pidfd]")  # descriptors the service holds for a command
 CONTAINED, OPEN, BROKE = "contained", "open", "broken"
 
@@ -63,59 +65,86 @@ def run(setting: Setting, tier: str, attacks: Sequence[Attack] | None = None) ->
 async def _run(terminal: Terminal, attacks: Sequence[Attack]) -> Verdicts:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{terminal.port}") as channel:
         stub = terminal_pb2_grpc.TerminalStub(channel)
+        await _settle(terminal, stub)
         before = _remains(terminal)
-        turns, heavy = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(HEAVY_AT_ONCE)
-
-        async def one(attack: Attack) -> tuple[str, Verdict]:
-            if not attack.heavy:
-                async with turns:
-                    return attack.name, await _verdict(terminal, stub, attack)
-            async with heavy, turns:
-                return attack.name, await _verdict(terminal, stub, attack)
-
-        # The bombs first: they sleep most of their time.
-        together = sorted((attack for attack in attacks if not attack.alone), key=lambda attack: not attack.heavy)
-        verdicts = dict(await asyncio.gather(*map(one, together)))
-        verdicts.update({name: verdict async for name, verdict in _after(terminal, before)})
+        verdicts = await make_all(terminal, stub, [attack for attack in attacks if not attack.alone])
+        verdicts |= {name: verdict async for name, verdict in _after(terminal, before)}
         for attack in attacks:
             if attack.alone:
-                verdicts[attack.name] = await _verdict(terminal, stub, attack)
+                verdicts |= await _verdicts(terminal, stub, [attack])
         return verdicts
 
 
-async def _verdict(terminal: Terminal, stub: Any, attack: Attack) -> Verdict:
-    async with made(terminal, stub, attack) as scene:
-        evidence = list(scene.evidence())
-        if broken := _broken(scene):
-            return Verdict(BROKE, broken)
-        return Verdict(OPEN, "; ".join(evidence)) if evidence else Verdict(CONTAINED)
+async def make_all(terminal: Terminal, stub: Any, attacks: Sequence[Attack]) -> Verdicts:
+    """Makes attacks that do not disturb each other, as many at once as the machine bears."""
+    turns, heavy = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(HEAVY_AT_ONCE)
+
+    async def one(batch: Sequence[Attack]) -> Verdicts:
+        async with heavy if batch[0].heavy else contextlib.nullcontext(), turns:
+            return await _verdicts(terminal, stub, batch)
+
+    return {
+        name: verdict for found in await asyncio.gather(*map(one, _batches(attacks))) for name, verdict in found.items()
+    }
+
+
+def _batches(attacks: Sequence[Attack]) -> Iterator[Sequence[Attack]]:
+    """Returns what is made at once: first what sleeps most of its time, at last the batches."""
+    single = [attack for attack in attacks if not attack.batched]
+    yield from ([attack] for attack in sorted(single, key=lambda attack: not attack.heavy))
+    batched = [attack for attack in attacks if attack.batched]
+    yield from (batched[at : at + BATCH] for at in range(0, len(batched), BATCH))
+
+
+async def _verdicts(terminal: Terminal, stub: Any, attacks: Sequence[Attack]) -> Verdicts:
+    async with made(terminal, stub, *attacks) as scenes:
+        left = scenes[0].marked()
+        return {scene.attack.name: _verdict(scene, left) for scene in scenes}
+
+
+def _verdict(scene: Scene, left: list[int]) -> Verdict:
+    if broken := _broken(scene):
+        return Verdict(BROKE, broken)
+    evidence = list(scene.evidence(left))
+    return Verdict(OPEN, "; ".join(evidence)) if evidence else Verdict(CONTAINED)
 
 
 def _broken(scene: Scene) -> str:
     """Tells why the attack was not made as written, or ""."""
-    if BROKEN.encode() in scene.stdout:
-        return scene.stdout[scene.stdout.index(BROKEN.encode()) :][:300].decode(errors="replace")
+    _, broken, why = scene.stdout.partition(f"{BROKEN} {scene.ground.proof}".encode())
+    if broken:
+        return why[:300].decode(errors="replace")
     if not scene.attack.argv and BEGUN.encode() not in scene.stdout:
         return f"it never began: {scene.refusal or scene.end} {scene.stderr[:300]!r}"
     return ""
 
 
-async def _after(terminal: Terminal, before: dict[str, set[Any]]) -> AsyncIterator[tuple[str, Verdict]]:
-    """Waits until the Terminal is as it was before the campaign; tells what is not."""
-    deadline = time.monotonic() + QUIET_S
-    while (left := {name: _remains(terminal)[name] - had for name, had in before.items()}) and any(left.values()):
-        if time.monotonic() > deadline:
-            break
+async def _settle(terminal: Terminal, stub: Any) -> None:
+    """Waits until the Terminal has started what it starts for itself."""
+    await _verdicts(terminal, stub, [Attack("settle", "pass")])
+    seen: list[int] = []
+    while len(seen) < SETTLED or len(set(seen[-SETTLED:])) > 1:
         await asyncio.sleep(0.05)
-    for name, found in left.items():
-        yield name, Verdict(OPEN, f"left: {sorted(found)}") if found else Verdict(CONTAINED)
+        seen.append(len(_remains(terminal)["after_processes"]))
+
+
+async def _after(terminal: Terminal, before: dict[str, set[Any]]) -> AsyncIterator[tuple[str, Verdict]]:
+    """Waits until there is no more of anything than before the campaign; tells what there is."""
+    deadline = time.monotonic() + QUIET_S
+    found = _remains(terminal)
+    while any(len(now) > len(before[name]) for name, now in found.items()) and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+        found = _remains(terminal)
+    for name, now in found.items():
+        more = len(now) > len(before[name])
+        yield name, Verdict(OPEN, f"left: {sorted(now - before[name])}") if more else Verdict(CONTAINED)
 
 
 def _remains(terminal: Terminal) -> dict[str, set[Any]]:
-    """Returns what commands could leave: processes below the service, zombies too, folders, descriptors."""
+    """Returns what commands could leave: processes below the service, dead ones too, folders, descriptors."""
     pid = terminal.process.pid
     return {
-        "after_processes": {process for process, _ in below(pid)},
+        "after_processes": set(below(pid)),
         "after_workspaces": {path.name for path in terminal.workspaces.iterdir()},
         "after_descriptors": {target for target in _descriptors(pid) if target.startswith(OF_COMMANDS)},
     }

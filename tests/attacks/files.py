@@ -18,11 +18,11 @@ READ = {
     "by_hard_link": "os.link(OUT + '/readable', 'h'); show('h')",
     "by_rename": "os.rename(OUT + '/movable', 'moved'); show('moved')",
     "by_own_root": "show('/proc/self/root' + OUT + '/readable')",
-    "by_roots_of_all": "for p in ['self', 'thread-self', OWN] + processes(): show(f'/proc/{p}/root{OUT}/readable')",
+    "by_roots_of_all": "for p in ['self', 'thread-self'] + processes(): show(f'/proc/{p}/root{OUT}/readable')",
     "by_folders_of_all": "for p in processes(): show(f'/proc/{p}/cwd/note'); show(f'/proc/{p}/cwd/{OUT}/readable')",
     "by_threads_of_all": "for p in processes(): show(f'/proc/{p}/task/{p}/root{OUT}/readable')",
     "by_descriptor": """
-for fd in range(1024):
+for fd in range(256):
     for path in ('readable', '../readable', '../' * 40 + OUT + '/readable'):
         show(path, dir_fd=fd)""",
     "by_path_only": """
@@ -47,7 +47,7 @@ os.write(1, os.read(call((304, 265), root, handle, 0), 100))""",
     "run_tool": "os.execv(OUT + '/tool', ['tool'])",
     "run_tool_by_interpreter": "open('t', 'w').write(f'#!{OUT}/tool\\n'); os.chmod('t', 0o700); os.execv('t', ['t'])",
     "run_tool_by_shell": "os.execv('/bin/sh', ['sh', OUT + '/tool'])",
-    "run_tool_by_descriptor": "os.execve(os.open(OUT + '/tool', os.O_PATH), ['t'], {})",
+    "run_tool_by_descriptor": "fd = os.open(OUT + '/tool', os.O_PATH); os.set_inheritable(fd, True); os.execve(fd, ['t'], {})",
     "stat": "say(os.stat(OUT + '/dated').st_mtime_ns)",
     "stat_by_symlink": "os.symlink(OUT + '/dated', 'l'); say(os.stat('l').st_mtime_ns)",
     "existence": """
@@ -86,19 +86,19 @@ for p in ['self'] + processes():
     "socket_file": "socket.socket(socket.AF_UNIX).bind(OUT + '/new')",
     "nameless": """
 fd = os.open(OUT, os.O_TMPFILE | os.O_WRONLY, 0o600)
-os.link(f'/proc/self/fd/{fd}', OUT + '/new', follow_symlinks=True)""",
+call((265, 37), -100, f'/proc/self/fd/{fd}'.encode(), -100, (OUT + '/new').encode(), 0x400)""",
     "nameless_out": """
 fd = os.open('.', os.O_TMPFILE | os.O_WRONLY, 0o600)
-os.link(f'/proc/self/fd/{fd}', OUT + '/new', follow_symlinks=True)""",
+call((265, 37), -100, f'/proc/self/fd/{fd}'.encode(), -100, (OUT + '/new').encode(), 0x400)""",
     "chmod": "os.chmod(OUT + '/writable', 0o600)",
     "chmod_by_link": "os.symlink(OUT + '/writable', 'l'); os.chmod('l', 0o600)",
     "fchmodat2": "call(452, -100, (OUT + '/writable').encode(), 0o600, 0)",
     "chown": "os.chown(OUT + '/writable', os.getuid(), os.getgid()); os.chown(OUT + '/writable', -1, 12345)",
     "utime": "os.utime(OUT + '/writable', (1, 1))",
-    "utime_by_descriptor": "os.utime(os.open(OUT + '/writable', os.O_PATH), (1, 1))",
+    "utime_by_descriptor": "fd = os.open(OUT + '/writable', os.O_PATH); os.utime(f'/proc/self/fd/{fd}', (1, 1))",
     "xattr": "os.setxattr(OUT + '/writable', 'user.attack', b'x')",
     "remove_xattr": "call(463, -100, (OUT + '/writable').encode(), 0, b'user.a', struct.pack('QII', 0, 0, 0), 16)",
-    "file_attributes": "fcntl.ioctl(os.open(OUT + '/writable', os.O_RDONLY), 0x40086602, struct.pack('l', 0x80))",
+    "file_attributes": "fcntl.ioctl(os.open(OUT + '/writable', os.O_RDONLY), 0x40086602, struct.pack('l', 0x40))",
     "bind_mount": "os.mkdir('b'); call((165, 40), OUT.encode(), b'b', 0, 4096, 0); open('b/new', 'w')",
 }
 SHARED = {
@@ -163,7 +163,7 @@ if read_first := show(given):
     attempt(os.rename, os.environ['INPUTS'], 'moved'); attempt(os.unlink, given); attempt(os.mkdir, 'other')
     attempt(lambda: open('fake', 'w').write('changed')); attempt(os.rename, 'fake', given)
     attempt(os.utime, given, (1, 1))
-now = (attempt(os.listdir, os.environ['INPUTS']), attempt(lambda: open(given).read()), attempt(os.stat, given).st_mtime)
+now = (attempt(os.listdir, os.environ['INPUTS']), attempt(lambda: open(given).read()), attempt(lambda: os.stat(given).st_mtime))
 now[:2] == (['given'], 'as given') and now[2] != 1 or proof(f'inputs are {now}')
 """
 
@@ -186,7 +186,7 @@ def inputs_were_read(scene: Scene) -> str:
 
 
 ATTACKS = (
-    *(Attack(f"read_{name}", f"OWN = os.getpid()\n{code}") for name, code in READ.items()),
+    *(Attack(f"read_{name}", code, victim=name.endswith("of_all")) for name, code in READ.items()),
     *(Attack(f"write_{name}", code) for name, code in WRITE.items()),
     *(Attack(f"write_in_{name}", code) for name, code in SHARED.items()),
     Attack("swap_folder", SWAP_FOLDER),

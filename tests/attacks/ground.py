@@ -5,6 +5,7 @@ All of it belongs to the service's user and is open to everybody, so that nothin
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import secrets
 import shutil
@@ -22,6 +23,7 @@ SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/usr/bin", "/etc", "/")  # wh
 STARTED_S = 5
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.shmat.restype = ctypes.c_void_p
+_GET_FLAGS = 0x80086601
 _IPC_CREAT, _IPC_RMID = 0o1000, 0
 State = dict[str, Any]
 
@@ -36,7 +38,7 @@ class Ground:
     """What one attack aims at."""
 
     folder: Path
-    victim: "subprocess.Popen[bytes]"
+    victim: "subprocess.Popen[bytes] | None"
     listeners: dict[str, socket.socket]
     secret: str  # never told to the attack
     proof: str  # what it prints when it got what the outside cannot see
@@ -46,10 +48,17 @@ class Ground:
 
     def told(self) -> dict[str, Any]:
         """Returns what the attack is told."""
-        ports = {f"{name.upper()}_PORT": made.getsockname()[1] for name, made in self.listeners.items() if made.family
+        ports = {"TCP6_PORT": 0} | {f"{name.upper()}_PORT": made.getsockname()[1] for name, made in self.listeners.items() if made.family
                  in (socket.AF_INET, socket.AF_INET6)}  # fmt: skip
-        names = {"OUT": str(self.folder), "VICTIM": self.victim.pid, "PROOF": self.proof, "MARK": self.mark}
-        return {**names, **ports, "SHM_KEY": int(self.mark[:8]), "LISTEN_PORT": free_port()}
+        names = {"OUT": str(self.folder), "VICTIM": self.victim.pid if self.victim else 0, "MARK": self.mark}
+        return {
+            **names,
+            **ports,
+            "KEY_1": self.proof[9:],
+            "KEY_2": self.proof[:9],
+            "SHM_KEY": int(self.mark[:8]),
+            "LISTEN_PORT": free_port(),
+        }
 
     def evidence(self) -> Iterator[str]:
         """Tells what has been touched."""
@@ -61,26 +70,24 @@ class Ground:
         for name, listener in self.listeners.items():
             if reached(listener):
                 yield f"reached the listener {name}"
-        if (now := state_of_process(self.victim)) != self.victim_before:
+        if self.victim and (now := state_of_process(self.victim)) != self.victim_before:
             yield f"victim changed from {self.victim_before} to {now}"
 
 
 @contextlib.contextmanager
-def laid_out(uid: int) -> Iterator[Ground]:
+def laid_out(uid: int, with_victim: bool) -> Iterator[Ground]:
     """Lays out a ground whose files and victim belong to a user, and takes it away again."""
     secret, mark = number(), number()
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="attacked-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         _fill(folder, secret)
-        victim = _victim(folder, secret, uid)
-        stack.callback(victim.wait, 10)
-        stack.callback(victim.kill)
+        victim = stack.enter_context(_victim(folder, secret, uid)) if with_victim else None
         listeners = {name: stack.enter_context(made) for name, made in _listeners(folder, mark)}
         stack.callback(_shared_memory(int(mark[:8]), secret))
         _give(folder, uid)
         ground = Ground(folder, victim, listeners, secret, number(), mark)
-        ground.before, ground.victim_before = state_of(folder), state_of_process(victim)
+        ground.before, ground.victim_before = state_of(folder), state_of_process(victim) if victim else {}
         yield ground
 
 
@@ -104,8 +111,9 @@ def _give(folder: Path, uid: int) -> None:
             os.chown(path, uid, uid)
 
 
-def _victim(folder: Path, secret: str, uid: int) -> "subprocess.Popen[bytes]":
-    """Starts a process that holds the secret in arguments, environment, memory, an open deleted file and its folder."""
+@contextlib.contextmanager
+def _victim(folder: Path, secret: str, uid: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs a process that holds the secret in arguments, environment, memory, an open deleted file and its folder."""
     held = folder / "held"
     held.write_text(f"{secret}\n")
     # Popen's own `user` would fork, which gRPC does not like in its process.
@@ -121,7 +129,11 @@ def _victim(folder: Path, secret: str, uid: int) -> "subprocess.Popen[bytes]":
     while not Path(f"/proc/{made.pid}/cmdline").read_bytes().startswith(argv[0].encode()):
         assert time.monotonic() < deadline, "the victim did not start"
         time.sleep(0.001)
-    return made
+    try:
+        yield made
+    finally:
+        made.kill()
+        made.wait()
 
 
 def _listeners(folder: Path, mark: str) -> Iterator[tuple[str, socket.socket]]:
@@ -196,7 +208,15 @@ def _state_of_file(path: Path) -> tuple[Any, ...]:
     # An attack that is let down may close a file, but the runner as an ordinary user can open what was its own.
     regular = stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK)
     content = path.read_bytes() if regular else None
-    return oct(found.st_mode), found.st_uid, found.st_gid, found.st_nlink, found.st_mtime_ns, attributes, content
+    flags = _flags(path) if regular else None
+    return oct(found.st_mode), found.st_uid, found.st_gid, found.st_nlink, found.st_mtime_ns, attributes, flags, content
+
+
+def _flags(path: Path) -> bytes | None:
+    """Returns what chattr(1) changes; None where the file system has no such thing."""
+    with path.open("rb") as file, contextlib.suppress(OSError):
+        return fcntl.ioctl(file, _GET_FLAGS, bytes(8))
+    return None
 
 
 def state_of_process(process: "subprocess.Popen[bytes]") -> State:

@@ -82,12 +82,22 @@ os.waitpid(pid, 0); proof('new user namespace')""",
     "mount": """
 attempt(call, (272, 97), 0x10020000)
 os.mkdir('m'); call((165, 40), b'none', b'm', b'tmpfs', 0, 0); proof('mounted')""",
-    "mount_proc": "os.mkdir('m'); call((165, 40), b'proc', b'm', b'proc', 0, 0); proof('mounted'); show('m/1/environ')",
-    "mount_new_way": "call(432, call(430, b'tmpfs', 0), 0, 0); proof('mounted')",
-    "network": "call((272, 97), 0x40000000); proof('new network namespace')",
-    "time": "call((272, 97), 0x80); proof('new time namespace')",
-    "control_group": "call((272, 97), 0x02000000); proof('new control group namespace')",
-    "own_mounts": "attempt(call, (166, 39), b'/', 2); attempt(call, (166, 39), b'/tmp', 2); attempt(call, (165, 40), 0, b'/', 0, 0x1020, 0) == 0 and proof('remounted')",
+    "mount_proc": """
+attempt(call, (272, 97), 0x30020000)
+if not os.fork():
+    os.mkdir('m'); call((165, 40), b'proc', b'm', b'proc', 0, 0); proof('mounted')
+os.wait()""",
+    "mount_new_way": """
+attempt(call, (272, 97), 0x10020000)
+call(430, b'tmpfs', 0); proof('a file system in the making')""",
+    "network": "attempt(call, (272, 97), 0x10000000); call((272, 97), 0x40000000); proof('new network namespace')",
+    "time": "attempt(call, (272, 97), 0x10000000); call((272, 97), 0x80); proof('new time namespace')",
+    "control_group": "attempt(call, (272, 97), 0x10000000); call((272, 97), 0x02000000); proof('new cgroup namespace')",
+    "own_mounts": """
+attempt(call, (272, 97), 0x10020000)
+for folder in (b'/', b'/tmp', b'/proc', b'/dev/shm'):
+    attempt(lambda: call((166, 39), folder, 2) or proof('taken away'))
+attempt(lambda: call((165, 40), 0, b'/', 0, 0x1020, 0) or proof('remounted'))""",
 }
 ROOT = {
     "set_user": "for f in (os.setuid, os.setgid): attempt(f, 0)\nattempt(os.setresuid, 0, 0, 0); attempt(os.setgroups, [0])",

@@ -12,7 +12,7 @@ import grpc
 from conductor.v1 import terminal_pb2
 from google.protobuf import duration_pb2
 
-from tests.attacks.attack import BEGUN, LIMITS, Attack, command
+from tests.attacks.attack import BEGUN, LIMITS, Attack, command, outputs
 from tests.attacks.ground import State, laid_out, state_of
 from tests.attacks.scene import Scene, with_argument
 from tests.attacks.settings import Terminal
@@ -23,33 +23,45 @@ BUSY_S = 0.3  # what an attack gets before its caller goes away
 
 
 @contextlib.asynccontextmanager
-async def made(terminal: Terminal, stub: Any, attack: Attack) -> AsyncIterator[Scene]:
-    """Makes an attack. Within the block its ground is still there to be looked at."""
-    with laid_out(terminal.uid) as ground:
-        service = {"SERVICE": terminal.process.pid, "SERVICE_PORT": terminal.port, "DISKS_OUTSIDE": " ".join(_disks())}
-        scene = Scene(terminal, attack, ground, {**ground.told(), **service})
-        async with _sibling(scene, stub) if attack.sibling else contextlib.nullcontext():
-            await _run(scene, stub)
-        yield scene
+async def made(terminal: Terminal, stub: Any, *attacks: Attack) -> AsyncIterator[list[Scene]]:
+    """Makes attacks by one command. Within the block their grounds are still there to be looked at."""
+    service = {"SERVICE": terminal.process.pid, "SERVICE_PORT": terminal.port, "DISKS_OUTSIDE": " ".join(_disks())}
+    with contextlib.ExitStack() as stack:
+        scenes = []
+        for attack in attacks:
+            ground = stack.enter_context(laid_out(terminal.uid, attack.victim))
+            scenes.append(Scene(terminal, attack, ground, {**ground.told(), **service}))
+        async with _sibling(scenes[0], stub) if attacks[0].sibling else contextlib.nullcontext():
+            await _run(scenes, stub)
+        yield scenes
 
 
 def _disks() -> list[str]:
     return [f"/dev/{line.split()[3]}" for line in Path("/proc/partitions").read_text().splitlines()[2:]]
 
 
-async def _run(scene: Scene, stub: Any) -> None:
-    watch = asyncio.create_task(scene.attack.meanwhile(scene)) if scene.attack.meanwhile else None
+async def _run(scenes: list[Scene], stub: Any) -> None:
+    first = scenes[0]
+    told = [scene.told for scene in scenes]
+    order = command([scene.attack for scene in scenes], told)
+    order.limits.CopyFrom(_limits(LIMITS | first.attack.limits))
+    request = terminal_pb2.RunRequest(call_id=f"attack-{uuid.uuid4().hex}", command=order)
+    watch = asyncio.create_task(first.attack.meanwhile(first)) if first.attack.meanwhile else None
     begin = time.monotonic()
     try:
-        await _follow(scene, stub.Run(_request(scene)))
+        await _follow(first, stub.Run(request))
     except grpc.aio.AioRpcError as error:
-        scene.refusal = f"{error.code().name}: {error.details()}"
-    scene.seconds = time.monotonic() - begin
+        first.refusal = f"{error.code().name}: {error.details()}"
     if watch:
         watch.cancel()
         await asyncio.wait([watch])
         if not watch.cancelled() and watch.exception():
             raise AssertionError("the watch outside broke") from watch.exception()
+    seconds = time.monotonic() - begin
+    if not first.attack.argv:
+        streams = zip(outputs(first.stdout, told), outputs(first.stderr, told), strict=True)
+        for scene, (scene.stdout, scene.stderr) in zip(scenes, streams, strict=True):
+            scene.seconds, scene.result, scene.refusal = seconds, first.result, first.refusal
 
 
 async def _follow(scene: Scene, call: Any) -> None:
@@ -72,15 +84,6 @@ async def _gone(scene: Scene) -> None:
     deadline = time.monotonic() + GONE_S
     while scene.marked() and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-
-
-def _request(scene: Scene) -> terminal_pb2.RunRequest:
-    attack = scene.attack
-    argv, script, env = command(attack, scene.told)
-    inputs = [terminal_pb2.InputFile(name=name, content=content) for name, content in attack.inputs.items()]
-    limits = _limits(LIMITS | attack.limits)
-    made = terminal_pb2.Command(argv=argv, script=script, env=env, limits=limits, inputs=inputs)
-    return terminal_pb2.RunRequest(call_id=f"attack-{uuid.uuid4().hex}", command=made)
 
 
 def _limits(wanted: dict[str, Any]) -> terminal_pb2.Limits:
@@ -109,7 +112,7 @@ async def _sibling(scene: Scene, stub: Any) -> AsyncIterator[None]:
         if then != now:
             scene.seen.append(f"the sibling's {what} changed from {then} to {now}")
     # Which other workspaces there are is not a command's business either.
-    if any(name.encode() in scene.output for name in homes if name not in repr(scene.attack)):
+    if any(name.encode() in scene.stdout for name in homes):
         scene.seen.append("the sibling's workspace was listed")
     call.cancel()
 

@@ -51,7 +51,7 @@ attempt(lambda: call((308, 268), os.pidfd_open(TARGET), 0x20000) or proof('pidfd
     "io_priority": "call((251, 30), 1, TARGET, 3 << 13)",
     "oom_score": "open(f'/proc/{TARGET}/oom_score_adj', 'w').write('1000')",
     "page_out": "call(440, os.pidfd_open(TARGET), struct.pack('QQ', 0, 0), 1, 21, 0); proof('paged out')",
-    "move_pages": "call((256, 238), TARGET, 1, struct.pack('Q', 1), struct.pack('Q', 1)); proof('moved')",
+    "move_pages": "call((279, 239), TARGET, 0, 0, 0, 0, 0); proof('may move')",
     "robust_list": """
 head, size = ctypes.c_void_p(), ctypes.c_size_t()
 call((274, 100), TARGET, ctypes.byref(head), ctypes.byref(size)); proof('list read')""",
@@ -135,12 +135,12 @@ def ended_by_time(scene: Scene) -> str:
 
 
 ATTACKS = (
-    *(Attack(f"victim_{name}", f"TARGET = VICTIM\n{code}") for name, code in ON_A_PROCESS.items()),
+    *(Attack(f"victim_{name}", f"TARGET = VICTIM\n{code}", victim=True) for name, code in ON_A_PROCESS.items()),
     *(
         Attack(f"sibling_{name}", f"TARGET = SIBLING\n{ON_A_PROCESS[name]}", sibling=True)
         for name in ON_A_SIBLING
     ),
-    *(Attack(name, code, alone=name in ON_EVERYBODY) for name, code in ON_ALL.items()),
+    *(Attack(name, code, victim=True, alone=name in ON_EVERYBODY) for name, code in ON_ALL.items()),
     Attack("supervisor_look", PARENTS, alone=True, check=end_is_told),
     Attack("supervisor_signal", SIGNAL_PARENT, check=result_came),
     Attack("fake_status", FAKE, check=end_is_told),

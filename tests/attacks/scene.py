@@ -64,8 +64,8 @@ class Scene:
                 break
         return count
 
-    def evidence(self) -> Iterator[str]:
-        """Tells whatever shows that the attack got out."""
+    def evidence(self, left: list[int]) -> Iterator[str]:
+        """Tells whatever shows that the attack got out; `left` are processes of its command."""
         for name, text in (
             ("the secret of what it aimed at", self.ground.secret),
             ("the secret of the service", self.terminal.secret),
@@ -76,7 +76,7 @@ class Scene:
                 yield f"{name} in the output: {found[-150:]!r}"
         yield from self.seen
         yield from self.ground.evidence()
-        if left := self.marked():
+        if left:
             yield f"processes left: {left}"
         if self.terminal.process.poll() is not None:
             yield "the service has ended"
@@ -96,14 +96,19 @@ def with_argument(text: str) -> list[int]:
 
 def below(pid: int) -> list[tuple[int, str]]:
     """Returns the processes below one, with their states."""
-    parents: dict[int, list[tuple[int, str]]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            parents.setdefault(int(parent), []).append((int(path.parent.name), state))
-    found, todo = [], [pid]
+    found: list[tuple[int, str]] = []
+    todo = [pid]
     while todo:
-        for child in parents.get(todo.pop(), []):
-            found.append(child)
-            todo.append(child[0])
+        for path in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                made = [int(word) for word in path.read_text().split()]
+                found += [(child, _state(child)) for child in made]
+                todo += made
     return found
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"

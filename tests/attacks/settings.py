@@ -21,8 +21,6 @@ from tests.terminals import PYTHON, REPOSITORY, open_folder
 
 FREE_UIDS = range(61_300, 61_400)  # nobody's, as those that the service lends
 START_S = 20
-MIB = 1024 * 1024
-WORKSPACE_BYTES, WORKSPACE_ENTRIES = 32 * MIB, 2000
 TIERS = {"strong": "strong", "standard": "standard", "none": "none-i-understand"}  # name: value of TERMINAL_TIER
 
 
@@ -124,8 +122,6 @@ def _environment(folder: Path, tier: str, secret: str) -> dict[str, str]:
         "TERMINAL_WORKSPACES": str(folder / "workspaces"),
         "TERMINAL_TIER": TIERS[tier],
         "TERMINAL_MAX_COMMANDS": "32",
-        "TERMINAL_WORKSPACE_BYTES": str(WORKSPACE_BYTES),
-        "TERMINAL_WORKSPACE_ENTRIES": str(WORKSPACE_ENTRIES),
     }
 
 

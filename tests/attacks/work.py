@@ -1,19 +1,20 @@
 """Ordinary work, which a sandbox must let through: what is contained by breaking everything is worth nothing."""
 
+import re
 from collections.abc import Callable
 
-from tests.attacks.attack import MIB, Attack
+from tests.attacks.attack import BEGUN, MIB, Attack
 from tests.attacks.scene import Scene
 from tests.terminals import PYTHON
 
-ROOM = {"memory_bytes": 512 * MIB, "processes": 32, "wall_time": 15}
+ROOM = {"memory_bytes": 512 * MIB, "processes": 32, "wall_time": 15, "workspace_entries": 2000}
 
 
 def says(expected: str) -> Callable[[Scene], str]:
     """Returns a check that the work exited with 0 and wrote exactly what is expected."""
 
     def check(scene: Scene) -> str:
-        words = scene.stdout.decode(errors="replace").removeprefix("attack-begun").split()
+        words = re.sub(f"{BEGUN}.*", "", scene.stdout.decode(errors="replace")).split()
         right = (scene.end, scene.exit_code, words) == ("EXITED", 0, expected.split())
         return "" if right else f"{scene.end} {scene.exit_code}: {scene.output[-600:]!r} {scene.refusal}"
 

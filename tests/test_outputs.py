@@ -1,0 +1,391 @@
+"""What a command left, taken out: the files patterns ask for and nothing else, whatever it did to mislead."""
+
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from services.terminal import folders, outputs
+from services.terminal.globs import Globs
+from tests.hostile import canary, chain, few_files, fill, place, swapping
+
+__all__ = ["canary", "place"]
+
+TIB = 1024**4
+
+
+@pytest.fixture
+def work(place: Path) -> Iterator[int]:
+    """An open, empty folder of a command; `place / "work"` is its path."""
+    (place / "work").mkdir()
+    descriptor = os.open(place / "work", folders.FOLDER)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture(params=["this kernel", "old kernel"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs with openat2, and with a number no kernel knows in its place."""
+    if request.param == "old kernel":
+        monkeypatch.setattr(outputs, "_OPENAT2", 100_000)
+
+
+def leave(place: Path, *paths: str) -> None:
+    for path in paths:
+        (place / "work" / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / "work" / path).write_text(path)
+
+
+def paths(work: int, *patterns: str) -> list[str]:
+    files, left_out = outputs.listing(work, patterns)
+    assert left_out == 0
+    return [file.path for file in files]
+
+
+def read(work: int, path: str) -> bytes:
+    descriptor, size = outputs.open_file(work, path)
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read()
+    assert len(content) == size
+    return content
+
+
+# ---- patterns ----
+
+FILES = (".hidden", ".cache/x", "A.txt", "a.txt", "a/.b/c.txt", "a/b/c.txt", "a/b/c.txt.bak", "a/c.txt", "ab", "é.txt")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("a.txt", ["a.txt"]),
+        ("*.txt", ["A.txt", "a.txt", "é.txt"]),
+        ("?.txt", ["A.txt", "a.txt", "é.txt"]),
+        ("??", ["ab"]),
+        ("*", [".hidden", "A.txt", "a.txt", "ab", "é.txt"]),
+        ("**", sorted(FILES)),
+        ("**/*", sorted(FILES)),
+        ("**/**", sorted(FILES)),
+        ("a/**", ["a/.b/c.txt", "a/b/c.txt", "a/b/c.txt.bak", "a/c.txt"]),
+        ("a/**/c.txt", ["a/.b/c.txt", "a/b/c.txt", "a/c.txt"]),
+        ("**/c.txt", ["a/.b/c.txt", "a/b/c.txt", "a/c.txt"]),
+        ("**/b/**", ["a/b/c.txt", "a/b/c.txt.bak"]),
+        ("**/b/*", ["a/b/c.txt", "a/b/c.txt.bak"]),
+        ("a/*/c.txt", ["a/.b/c.txt", "a/b/c.txt"]),
+        ("*/*", [".cache/x", "a/c.txt"]),
+        ("a**.txt", ["a.txt"]),  # not a whole part
+        ("a?b", []),  # `?` is no slash
+        ("a*c.txt", []),
+        ("a", []),  # a folder
+        ("[a].txt", []),
+        ("{a,A}.txt", []),
+        ("c.txt", []),
+        ("\\*", []),
+    ],
+)
+def test_patterns(place: Path, work: int, pattern: str, found: list[str]) -> None:
+    leave(place, *FILES)
+    assert paths(work, pattern) == found
+
+
+def test_several_patterns_list_each_file_once(place: Path, work: int) -> None:
+    leave(place, *FILES)
+    assert paths(work, "a/**", "**/c.txt", "ab", "nothing") == [
+        "a/.b/c.txt",
+        "a/b/c.txt",
+        "a/b/c.txt.bak",
+        "a/c.txt",
+        "ab",
+    ]
+    assert paths(work) == []
+
+
+@pytest.mark.parametrize("pattern", ["", "/etc/passwd", "../x", "a/../b", "./a", "a//b", "a/", "/", "**/", "..", "a\0"])
+def test_a_pattern_that_no_path_matches_is_refused(work: int, pattern: str) -> None:
+    with pytest.raises(ValueError, match="matches no path"):
+        Globs(["fine", pattern])
+    with pytest.raises(ValueError, match="matches no path"):
+        outputs.listing(work, [pattern])
+
+
+def expected(pattern: list[str], path: list[str]) -> bool:
+    """The definition, part by part, at whatever cost."""
+    if not pattern:
+        return not path
+    if pattern == ["**"]:
+        return bool(path)
+    if pattern[0] == "**":
+        return any(expected(pattern[1:], path[n:]) for n in range(len(path) + 1))
+    return bool(path) and name_matches(pattern[0], path[0]) and expected(pattern[1:], path[1:])
+
+
+def name_matches(pattern: str, name: str) -> bool:
+    if not pattern:
+        return not name
+    if pattern[0] == "*":
+        return any(name_matches(pattern[1:], name[n:]) for n in range(len(name) + 1))
+    return bool(name) and pattern[0] in ("?", name[0]) and name_matches(pattern[1:], name[1:])
+
+
+def parts(alphabet: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.text(alphabet, min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(parts("ab*?"), min_size=1, max_size=3), parts("ab"))
+@example([["**", "**", "a"]], ["a"])
+@example([["a", "**"], ["**", "b"]], ["a"])
+def test_patterns_match_by_their_definition(patterns: list[list[str]], path: list[str]) -> None:
+    globs = Globs("/".join(pattern) for pattern in patterns)
+    state = globs.advance(globs.start, "/".join(path))
+    assert globs.accepts(state) == any(expected(pattern, path) for pattern in patterns)
+
+
+def test_no_pattern_takes_long() -> None:
+    hostile = [
+        "*a" * 500 + "b",
+        "?*" * 500,
+        "**/" * 300 + "b",
+        "*/" * 500 + "*",
+        *("a*" * n + "b" for n in range(400, 428)),
+    ]
+    globs = Globs(hostile)
+    begin = time.monotonic()
+    for _ in range(100):
+        globs.accepts(globs.advance(globs.start, "a" * 255))
+    assert time.monotonic() - begin < 2  # a backtracking matcher does not end
+
+
+# ---- what is listed ----
+
+
+def test_size_and_checksum_are_of_the_content(place: Path, work: int) -> None:
+    contents = {"empty": b"", "small": b"abc", "a/large": bytes(range(256)) * 20_000}
+    for path, content in contents.items():
+        leave(place, path)
+        (place / "work" / path).write_bytes(content)
+    files, _ = outputs.listing(work, ["**"])
+    assert files == [
+        outputs.OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
+        for path, content in sorted(contents.items())
+    ]
+    assert all(read(work, file.path) == contents[file.path] for file in files)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_only_files_with_a_single_name_are_listed_and_read(place: Path, work: int, canary: Path) -> None:
+    fill(place / "work", canary)
+    leave(place, "good/file")
+    files, left_out = outputs.listing(work, ["**"])
+    names = {"\ufffd\ufffd", "-rf", "a\nb", " ", "*", "\x01", "n" * 255, "é", "plain", "good/file"}
+    locked = {"locked-file", *(f"locked-{mode}/file" for mode in (0, 0o100, 0o200, 0o400))}
+    privileged = os.geteuid() == 0
+    assert {file.path for file in files} == names | (locked if privileged else set())
+    assert left_out == (0 if privileged else len(locked))
+    for path in ("fifo", "socket", "link", "folder-link/file", "dangling", "loop", "up", "hard", "one", "two", "good"):
+        with pytest.raises(FileNotFoundError):
+            outputs.open_file(work, path)
+    for path in locked if not privileged else {"device"}:
+        with pytest.raises(FileNotFoundError):
+            outputs.open_file(work, path)
+
+
+def test_a_path_that_only_looks_like_a_listed_one_is_not_found(place: Path, work: int) -> None:
+    Path(os.fsdecode(os.fsencode(place / "work") + b"/\xff")).write_text("")
+    assert paths(work, "?") == ["\ufffd"]
+    with pytest.raises(FileNotFoundError):
+        outputs.open_file(work, "\ufffd")
+    with pytest.raises(FileNotFoundError):
+        outputs.open_file(work, "\udcff")
+
+
+BAD_PATHS = ["", ".", "..", "/", "/f", "f/", "a//f", "./f", "a/./f", "a/../f", "../f", "f\0", "\0", "none", "a", "f/f"]
+
+
+@pytest.mark.parametrize("path", [*BAD_PATHS, "x" * 256, "a/" * 3000 + "f"])
+@pytest.mark.usefixtures("kernels")
+def test_what_is_no_path_of_a_file_is_not_found(place: Path, work: int, path: str) -> None:
+    leave(place, "f", "a/f")
+    (place / "f").write_text("outside")
+    with pytest.raises(FileNotFoundError):
+        outputs.open_file(work, path)
+    assert read(work, "a/f") == b"a/f"
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_failure_of_this_process_is_not_taken_for_a_missing_file(place: Path, work: int) -> None:
+    leave(place, "a/f")
+    with few_files():
+        spare = []
+        with pytest.raises(OSError) as caught:
+            while True:
+                spare.append(os.dup(work))
+        assert caught.value.errno == errno.EMFILE
+        with pytest.raises(OSError) as caught:
+            outputs.open_file(work, "a/f")
+        assert caught.value.errno == errno.EMFILE
+        for each in spare:
+            os.close(each)
+
+
+def test_a_locked_folder_of_the_command_is_said_to_be_left_out(place: Path, work: int) -> None:
+    leave(place, "f")
+    (place / "work").chmod(0)
+    files, left_out = outputs.listing(work, ["*"])
+    assert len(files) + left_out == 1
+
+
+# ---- bounds ----
+
+
+def test_the_first_by_path_are_listed_and_the_others_counted(place: Path, work: int) -> None:
+    everything = [f"{n:05}" for n in range(1_500)]
+    for name in everything:
+        os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=work))
+    files, left_out = outputs.listing(work, ["*"], most=10)
+    assert ([file.path for file in files], left_out) == (everything[:10], 1_490)
+
+
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_many_entries_do_not_take_long(work: int) -> None:
+    for n in range(20_000):
+        os.mknod(f"{n:05}", dir_fd=work)
+    begin = time.monotonic()
+    files, left_out = outputs.listing(work, ["**/*", "*.txt", "a/b/c"])
+    assert (len(files), left_out) == (1_000, 19_000)
+    assert time.monotonic() - begin < 5
+    _, left_out = outputs.listing(work, ["none"], entries=100)
+    assert left_out == 1
+
+
+def test_a_huge_sparse_file_is_left_out_at_once(place: Path, work: int) -> None:
+    leave(place, "a", "z")
+    try:
+        os.truncate(place / "work" / "a", TIB)
+    except OSError:
+        pytest.skip("no file of 1 TiB on this disk")
+    begin = time.monotonic()
+    files, left_out = outputs.listing(work, ["*"])
+    assert ([file.path for file in files], left_out) == (["z"], 1)
+    assert time.monotonic() - begin < 5
+    os.truncate(place / "work" / "a", 0)
+
+
+def test_the_bytes_read_are_bounded_in_all(place: Path, work: int) -> None:
+    for name in "abcd":
+        leave(place, name)
+        (place / "work" / name).write_bytes(bytes(1_000))
+    leave(place, "tiny")
+    files, left_out = outputs.listing(work, ["*"], read_bytes=2_500)
+    assert ([file.path for file in files], left_out) == (["a", "b", "tiny"], 2)
+
+
+@pytest.mark.parametrize("place", [False], indirect=True)
+def test_depth_is_bounded_by_the_length_of_a_path_only(place: Path, work: int) -> None:
+    chain(work, 2_100)
+    begin = time.monotonic()
+    with few_files():
+        files, left_out = outputs.listing(work, ["**/f"], most=5_000)
+        deepest = max((file.path for file in files), key=len)
+        assert len(deepest) == 4_095
+        assert read(work, deepest) == b""
+        assert (len(files), left_out) == (2_047, 1)
+    assert time.monotonic() - begin < 30
+
+
+# ---- things that change ----
+
+
+def test_a_fifo_and_a_lease_hold_nobody_up(place: Path, work: int) -> None:
+    os.mkfifo(place / "work" / "fifo")
+    leave(place, "leased", "free")
+    os.chown(place / "work" / "leased", os.geteuid(), -1)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    holder = os.open(place / "work" / "leased", os.O_RDWR)
+    begin = time.monotonic()
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        files, left_out = outputs.listing(work, ["*"])
+    finally:
+        os.close(holder)
+        signal.signal(signal.SIGIO, before)
+    assert ([file.path for file in files], left_out) == (["free"], 1)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_file_that_changes_while_it_is_read_is_left_out(place: Path, work: int) -> None:
+    leave(place, "changing", "still")
+    os.truncate(place / "work" / "changing", 64 * 1024**2)
+    stop = threading.Event()
+
+    def write() -> None:
+        with (place / "work" / "changing").open("r+b", buffering=0) as file:
+            for n in itertools.count():
+                file.seek(63 * 1024**2)
+                file.write(b"%d" % n)
+                if stop.is_set():
+                    return
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        files, left_out = outputs.listing(work, ["*"])
+    finally:
+        stop.set()
+        thread.join()
+    assert ([file.path for file in files], left_out) == (["still"], 1)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("depth", [1, 3])
+def test_nothing_outside_is_read_while_folders_turn_into_links(
+    place: Path, work: int, canary: Path, depth: int
+) -> None:
+    inside = place.joinpath("work", *"xyz"[: depth - 1])
+    (inside / "folder").mkdir(parents=True)
+    (inside / "folder" / "file").write_text("mine")
+    (inside / "link").symlink_to(canary)
+    (inside / "plain").write_text("mine")
+    (inside / "hard").symlink_to(canary / "file")
+    prefix = "/".join([*"xyz"[: depth - 1], ""])
+    mine = hashlib.sha256(b"mine").hexdigest()
+    seen = 0
+    with swapping(inside, "folder", "link"), swapping(inside, "plain", "hard"):
+        for _ in range(300):
+            files, _ = outputs.listing(work, ["**"])
+            seen += len(files)
+            assert {file.sha256 for file in files} <= {mine}
+            for path in ("folder/file", "link/file", "plain", "hard"):
+                try:
+                    assert read(work, prefix + path) == b"mine"
+                except FileNotFoundError:
+                    continue
+                seen += 1
+    assert seen > 100
+
+
+def test_a_folder_that_is_moved_away_ends_the_walk_where_it_is(place: Path, work: int) -> None:
+    (place / "work" / "a" / "b").mkdir(parents=True)
+    (place / "elsewhere").mkdir()
+    (place / "elsewhere" / "secret").write_text("outside")
+    seen = []
+
+    def visit(folder: int, name: str, _: bool) -> bool | None:
+        seen.append(name)
+        if name == "b":
+            (place / "work" / "a").rename(place / "elsewhere" / "a")
+            (place / "work" / "later").touch()
+        return True if name in "ab" else None
+
+    assert folders.walk(work, True, visit, 100) == 1
+    assert seen == ["a", "b"]
