@@ -94,6 +94,16 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
         content = (self._folder / Path(request.path).name).read_bytes()
         return report_writer_pb2.GetReportResponse(path=request.path, content=content)
 
+    async def WriteArtifact(
+        self, request: report_writer_pb2.WriteArtifactRequest, context: Context
+    ) -> report_writer_pb2.WriteArtifactResponse:
+        raise NotImplementedError  # no task of a benchmark runs a command
+
+    async def GetArtifact(
+        self, request: report_writer_pb2.GetArtifactRequest, context: Context
+    ) -> report_writer_pb2.GetArtifactResponse:
+        raise NotImplementedError
+
 
 def _researcher(ledger: Ledger | None) -> Service:
     service = Service(load(ResearcherSettings).listen, ["conductor.v1.Researcher"], multiplexed=True)

@@ -160,24 +160,24 @@ def as_root() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def swapping(folder: Path, one: str, other: str) -> Iterator[None]:
-    """Exchanges two names in a folder, in one step each time, as fast as can be, until the block ends."""
+def swapping(folder: Path, *pairs: tuple[str, str]) -> Iterator[None]:
+    """Exchanges pairs of names in a folder, in one step each time, as fast as can be, until the block ends."""
     libc = ctypes.CDLL(None, use_errno=True)
     there = os.open(folder, folders.FOLDER)
-    stop = threading.Event()
-    swaps = 0
+    begun, stop = threading.Event(), threading.Event()
 
     def swap() -> None:
-        nonlocal swaps
         while not stop.is_set():
-            swaps += libc.renameat2(there, one.encode(), there, other.encode(), RENAME_EXCHANGE) == 0
+            for one, other in pairs:
+                if libc.renameat2(there, one.encode(), there, other.encode(), RENAME_EXCHANGE) == 0:
+                    begun.set()
 
     thread = threading.Thread(target=swap)
     thread.start()
     try:
+        assert begun.wait(10), "this machine does not swap"
         yield
     finally:
         stop.set()
         thread.join()
         os.close(there)
-    assert swaps > 100, "this machine did not swap"

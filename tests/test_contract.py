@@ -14,6 +14,7 @@ from conductor.v1 import (
     conductor_pb2,
     error_pb2,
     event_pb2,
+    multiplex_pb2,
     project_pb2,
     report_writer_pb2,
     researcher_pb2,
@@ -33,6 +34,7 @@ MODULES = (
     conductor_pb2,
     error_pb2,
     event_pb2,
+    multiplex_pb2,
     project_pb2,
     report_writer_pb2,
     researcher_pb2,
@@ -63,7 +65,8 @@ EDGE: dict[str, list[tuple[str, str]]] = {
 }
 WORKERS = {
     "Researcher": ["Research"],
-    "Terminal": ["GetCapabilities", "Run"],
+    "Terminal": ["GetCapabilities", "ReadFile", "RemoveWorkspace", "Run"],
+    "Multiplex": ["Carry"],
     "ReportWriter": ["GetArtifact", "GetReport", "WriteArtifact", "WriteReport"],
 }
 # DESIGN.md, "Key messages": the names clients rely on, in JSON as well.

@@ -273,6 +273,18 @@ async def test_a_writer_that_is_away_is_given_up_soon_and_the_command_still_coun
         assert told.command.artifacts[0].HasField("error") and len(told.command.stdout) == 256 * 1024
 
 
+async def test_a_fault_in_keeping_output_still_leaves_the_result(
+    conductor: Running, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(_: Upload) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Upload, "finish", breaks)
+    answer = await conductor.execute(wait=TEN, hints=commands())
+    assert answer.status == task_pb2.TASK_STATUS_COMPLETED
+    assert workers.seen[-1].commands[0].stdout == b"hello\n"
+
+
 # ---- calls that do not end ----
 
 

@@ -186,13 +186,27 @@ def test_size_and_checksum_are_of_the_content(place: Path, work: int) -> None:
 def test_only_files_with_a_single_name_are_listed_and_read(place: Path, work: int, canary: Path) -> None:
     fill(place / "work", canary)
     leave(place, "good/file")
+    (place / "work" / "self").symlink_to(".")
     files, left_out = outputs.listing(work, ["**"])
     names = {"\ufffd\ufffd", "-rf", "a\nb", " ", "*", "\x01", "n" * 255, "é", "plain", "good/file"}
     locked = {"locked-file", *(f"locked-{mode}/file" for mode in (0, 0o100, 0o200, 0o400))}
     privileged = os.geteuid() == 0
     assert {file.path for file in files} == names | (locked if privileged else set())
     assert left_out == (0 if privileged else len(locked))
-    for path in ("fifo", "socket", "link", "folder-link/file", "dangling", "loop", "up", "hard", "one", "two", "good"):
+    for path in (
+        "fifo",
+        "socket",
+        "link",
+        "folder-link/file",
+        "dangling",
+        "loop",
+        "up",
+        "hard",
+        "one",
+        "two",
+        "good",
+        "self/good/file",
+    ):
         with pytest.raises(FileNotFoundError):
             outputs.open_file(work, path)
     for path in locked if not privileged else {"device"}:
@@ -323,6 +337,21 @@ def test_a_fifo_and_a_lease_hold_nobody_up(place: Path, work: int) -> None:
     assert time.monotonic() - begin < 5
 
 
+def test_who_waits_at_a_fifo_goes_on_waiting(place: Path, work: int) -> None:
+    fifo = place / "work" / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: os.close(os.open(fifo, os.O_WRONLY)))
+    writer.start()
+    for _ in range(20):
+        assert outputs.listing(work, ["*"]) == ([], 0)
+        with pytest.raises(FileNotFoundError):
+            outputs.open_file(work, "fifo")
+        writer.join(0.01)
+        assert writer.is_alive()
+    os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
+    writer.join()
+
+
 def test_a_file_that_changes_while_it_is_read_is_left_out(place: Path, work: int) -> None:
     leave(place, "changing", "still")
     os.truncate(place / "work" / "changing", 64 * 1024**2)
@@ -357,15 +386,17 @@ def test_nothing_outside_is_read_while_folders_turn_into_links(
     (inside / "link").symlink_to(canary)
     (inside / "plain").write_text("mine")
     (inside / "hard").symlink_to(canary / "file")
+    (inside / "one").write_text("mine")
+    os.link(canary / "file", inside / "two")
     prefix = "/".join([*"xyz"[: depth - 1], ""])
     mine = hashlib.sha256(b"mine").hexdigest()
     seen = 0
-    with swapping(inside, "folder", "link"), swapping(inside, "plain", "hard"):
-        for _ in range(300):
+    with swapping(inside, ("folder", "link"), ("plain", "hard"), ("one", "two")):
+        for _ in range(200):
             files, _ = outputs.listing(work, ["**"])
             seen += len(files)
             assert {file.sha256 for file in files} <= {mine}
-            for path in ("folder/file", "link/file", "plain", "hard"):
+            for path in ("folder/file", "link/file", "plain", "hard", *("one", "two") * 5):
                 try:
                     assert read(work, prefix + path) == b"mine"
                 except FileNotFoundError:

@@ -254,14 +254,16 @@ def test_all_is_handed_to_the_next_user_and_nothing_outside(root: int, top: Path
         work = top / made.work_path
         fill(work, canary)
         os.chown(work / "one", A, A)  # a command makes nothing that is not its own
+        (work / "foreign").write_text("another user's")
+        os.link(work / "foreign", work / "foreign-too")
         chain(made.work, 5)
     for uid in (B, A, B):
         with few_files(), workspace.adopt(root, KEPT, uid):
             pass
         assert work.stat().st_uid == uid
-        (work / "hard").unlink()  # the canary's other name, which was not given away
-        assert owners(work) == {uid}
-        os.link(canary / "file", work / "hard")
+        others = {"hard", "foreign", "foreign-too"}  # several names, and not a command's or not all of them inside
+        assert owners(work) == {0, uid}
+        assert {path.name for path in work.rglob("*") if path.lstat().st_uid == 0} == others
         assert mode(work / "locked-0") == 0
 
 
@@ -311,7 +313,7 @@ def test_nothing_outside_is_given_away_while_folders_turn_into_links(root: int, 
         (work / "link").symlink_to(canary)
         (work / "plain").write_text("mine")
         os.link(canary / "file", work / "hard")
-        with swapping(work, "folder", "link"), swapping(work, "plain", "hard"):
+        with swapping(work, ("folder", "link"), ("plain", "hard")):
             for n in range(400):
                 with contextlib.suppress(OSError):
                     folders.hand_over(made.work, (A, B)[n % 2], UIDS, 1000)
@@ -372,17 +374,23 @@ def test_deep_and_wide_is_removed_with_few_files(root: int) -> None:
 
 
 def test_nothing_outside_is_removed_while_folders_turn_into_links(root: int, top: Path, canary: Path) -> None:
-    for _ in range(15):
+    busy = rounds = 0
+    pairs = [(f"folder-{n}", f"link-{n}") for n in range(20)]
+    while rounds < 10 or not busy:
+        assert rounds < 200, "no race was met"
         with workspace.create(root, workspace.own_name(), 0) as made:
             work = top / made.work_path
-            for n in range(30):
-                (work / "folder" / f"inner-{n}" / "folder").mkdir(parents=True)
-            (work / "link").symlink_to(canary)
-            begun = contextlib.suppress(AssertionError)  # it may all be gone before a hundred swaps
-            with begun, swapping(work, "folder", "link"), contextlib.suppress(OSError):
+            for one, other in pairs:
+                (work / one / "inner" / "folder").mkdir(parents=True)
+                (work / other).symlink_to(canary)
+            try:
+                with swapping(work, *pairs):
+                    workspace.remove(root, made.name)
+            except OSError as error:
+                assert error.errno == errno.EBUSY
+                busy += 1
                 workspace.remove(root, made.name)
-        with contextlib.suppress(FileNotFoundError):
-            workspace.remove(root, made.name)
+        rounds += 1
     assert listed(root) == []
 
 
@@ -604,8 +612,9 @@ def test_killed_while_it_is_handed_over_it_is_handed_over_the_next_time(shared: 
     os.close(root)
     for _ in killed_at_each_step(top, f"workspace.adopt(root, 'kept-1', {B})"):
         root = shared()
-        workspace.adopt(root, "kept-1", A).close()
-        assert owners(top / "kept-1" / "work") == {A}
+        for uid in (B, A):
+            workspace.adopt(root, "kept-1", uid).close()
+            assert owners(top / "kept-1" / "work") == {uid}
         assert (top / "kept-1" / "work" / "a" / "again").read_text() == "whole"
         os.close(root)
     assert owners(top / "kept-1" / "work") == {B}

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import grpc
 from conductor.v1 import (
@@ -199,7 +200,8 @@ class GrpcRouter:
         try:
             result = await self._outcome(call, lambda: self._run(call, request, output))
             # Beyond the call's own time: how the command ended is known, and what it wrote does not change that.
-            await output.end(result.command if result.HasField("command") else None)
+            with _whatever_happens(call.call_id):
+                await output.end(result.command if result.HasField("command") else None)
         finally:
             for left in output.close():
                 cleaning = asyncio.create_task(self._clean(left, request.correlation_id))
@@ -261,6 +263,14 @@ class GrpcRouter:
                 raise _outcome_unknown(call.call_id) from error
             raise
         raise _no_result(call.capability)
+
+
+@contextmanager
+def _whatever_happens(call_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # a fault in keeping output must not keep the call from ending in a result
+        log.exception("the output of call %s was not kept", call_id)
 
 
 async def _one(lines: Lines, method: Method[Answer], request: Message, seconds: float, correlation_id: str) -> Answer:

@@ -183,7 +183,7 @@ def _change_user(uid: int) -> None:
 def _execute(job: Job) -> int:
     """Executes the program that was decided on. Returns the errno when that failed."""
     try:
-        found = os.stat(job["executable"])
+        found = os.stat(job["executable"])  # noqa: PTH116 - bytes
         if (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) != tuple(job["identity"]):
             return errno.ESTALE
         os.execve(job["executable"], job["argv"], job["env"])  # noqa: S606 - no shell is the point

@@ -17,7 +17,6 @@ from typing import Generic, TypeVar
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # names a file of any kind without opening it (open(2))
 BATCH = 1_000  # names read at once when emptying a folder
-RACES = 100  # entries that may change under the hand that empties a folder
 _LOCKED = (errno.EACCES, errno.EPERM)
 _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY)
 
@@ -184,7 +183,7 @@ class _Giver:
 
 
 def remove(parent: int, name: str) -> None:
-    """Removes an entry of any kind with all it holds. No process may be changing it. Raises OSError."""
+    """Removes an entry of any kind with all it holds. Raises OSError, EBUSY when something is still changing it."""
     if _unlinked(parent, name):
         return
     folder = open_unlocked(parent, name)
@@ -196,17 +195,16 @@ def remove(parent: int, name: str) -> None:
 
 
 def empty(folder: int) -> None:
-    """Removes all that a folder holds. No process may be changing it. Raises OSError."""
-    races = 0
-    while entries := names(folder, BATCH):
-        for entry in entries:
-            try:
+    """Removes all that a folder holds. Raises OSError, EBUSY when something is still changing it."""
+    try:
+        while entries := names(folder, BATCH):
+            for entry in entries:
                 if not _unlinked(folder, entry):
                     _flatten(folder, entry)
-            except OSError as error:
-                races += 1
-                if error.errno not in _CHANGED or races > RACES:
-                    raise
+    except OSError as error:
+        if error.errno in _CHANGED:
+            raise OSError(errno.EBUSY, "something is still changing what should be removed") from error
+        raise
 
 
 def _flatten(parent: int, name: str) -> None:

@@ -3,7 +3,6 @@
 What the file does not allow is refused. What it says wrongly is a ConfigError, one sentence with file, table and key.
 """
 
-import math
 import os
 import stat
 import tomllib
@@ -145,7 +144,7 @@ class _Table:
         value = self.values[key]
         highest = getattr(self.settings, key)
         timed = _LIMITS[key] in TIMES
-        fits = type(value) in ((int, float) if timed else (int,)) and not (timed and math.isnan(value))
+        fits = type(value) in ((int, float) if timed else (int,))  # a bool is neither
         if not fits or not 0 < value <= highest:
             what = "seconds above 0" if timed else "a whole number above 0"
             self.refuse(key, f"{what} and at most {highest:.15g} (TERMINAL_{key.upper()})")

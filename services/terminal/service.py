@@ -13,7 +13,7 @@ from services.common.config import TerminalSettings
 from services.terminal import limits, refusals
 from services.terminal.calls import Calls
 from services.terminal.globs import Globs
-from services.terminal.policy import Bounds, Isolation, Order
+from services.terminal.policy import Isolation, Order
 from services.terminal.policy_file import Rule
 from services.terminal.running import CHUNK_BYTES, Chunk, Ended, Lost, Running, Started
 from services.terminal.sandbox import Sandbox

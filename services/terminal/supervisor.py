@@ -62,7 +62,10 @@ def receive(service: socket.socket) -> Job | None:
 
 
 def take_charge() -> bool:
-    """Makes this process the one that all it starts falls to. Returns whether the kernel confines its signals to that."""
+    """Makes this process the one that all it starts falls to.
+
+    Returns whether the kernel confines its signals to that.
+    """
     version = landlock.abi()
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)

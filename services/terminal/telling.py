@@ -172,7 +172,7 @@ class Telling:
             write(self._fd, data, self.file_end)
         except OSError as error:
             log.warning("a story cannot be written down in full, call_id=%s: %s", self.call_id, error)
-            with contextlib.suppress(OSError):  # then a torn frame stays, and nothing points to it
+            with contextlib.suppress(OSError):  # then what is torn stays, and makes a later call find damage
                 os.ftruncate(self._fd, self.file_end)
             return False
         self.file_end += len(data)

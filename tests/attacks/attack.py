@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tests.attacks.scene import Scene
 
 MIB = 1024 * 1024
-WALL_S = 5
+WALL_S = 8
+BATCH_WALL_S = 60
 LIMITS: dict[str, Any] = {
     "processes": 32,
     "memory_bytes": 64 * MIB,
@@ -109,8 +110,8 @@ class Attack:
     """One attack: a command, and how the outside can tell that it got out."""
 
     name: str
-    code: str = ""  # Python, or a script when `shell`
-    shell: bool = False
+    code: str = ""  # Python, or for the shell when `script`
+    script: bool = False
     argv: tuple[str, ...] = ()  # instead of code; `{OUT}` and its like are filled in; may be refused
     env: dict[str, str] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)  # instead of LIMITS
@@ -127,7 +128,7 @@ class Attack:
     @property
     def batched(self) -> bool:
         """Whether it may be made by the same command as others: nothing about it is special."""
-        special = (self.shell, self.argv, self.env, self.limits, self.inputs, self.sibling, self.heavy, self.alone)
+        special = (self.script, self.argv, self.env, self.limits, self.inputs, self.sibling, self.heavy, self.alone)
         return not any(special) and not self.cancel and not self.meanwhile and self.check is nothing_else
 
 
@@ -139,7 +140,7 @@ def command(attacks: Sequence[Attack], told: Sequence[dict[str, Any]]) -> termin
     inputs = [terminal_pb2.InputFile(name=name, content=content) for name, content in first.inputs.items()]
     if first.argv:
         return terminal_pb2.Command(argv=[part.format(**names) for part in first.argv], env=env)
-    if first.shell:
+    if first.script:
         begin = f"echo '{BEGUN} {names['MARK']}'"
         return terminal_pb2.Command(script=f"{begin}; {begin} >&2\n{first.code}", env={**names, **env})
     marks = [str(each["MARK"]) for each in told]

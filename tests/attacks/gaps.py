@@ -25,7 +25,16 @@ GAPS = (
         tiers=("standard",),
     ),
     Gap(
-        ("read_own_by_mode", "write_chmod", "write_chmod_by_link", "write_fchmodat2", "write_chown", "write_utime"),
+        (
+            "read_own_by_mode",
+            "write_chmod",
+            "write_chmod_by_link",
+            "write_fchmodat2",
+            "write_chown",
+            "write_utime",
+            "write_utime_by_descriptor",
+            "touch_inputs",
+        ),
         "Landlock does not cover chmod(2), chown(2) and utime(2): the files of one's own user can be changed so.",
         tiers=("standard",),
         same_user=True,

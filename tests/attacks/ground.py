@@ -48,8 +48,10 @@ class Ground:
 
     def told(self) -> dict[str, Any]:
         """Returns what the attack is told."""
-        ports = {"TCP6_PORT": 0} | {f"{name.upper()}_PORT": made.getsockname()[1] for name, made in self.listeners.items() if made.family
-                 in (socket.AF_INET, socket.AF_INET6)}  # fmt: skip
+        families = (socket.AF_INET, socket.AF_INET6)
+        numbered = {name: made for name, made in self.listeners.items() if made.family in families}
+        ports = {f"{name.upper()}_PORT": made.getsockname()[1] for name, made in numbered.items()}
+        ports.setdefault("TCP6_PORT", 0)
         names = {"OUT": str(self.folder), "VICTIM": self.victim.pid if self.victim else 0, "MARK": self.mark}
         return {
             **names,

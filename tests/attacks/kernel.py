@@ -100,9 +100,12 @@ for folder in (b'/', b'/tmp', b'/proc', b'/dev/shm'):
 attempt(lambda: call((165, 40), 0, b'/', 0, 0x1020, 0) or proof('remounted'))""",
 }
 ROOT = {
-    "set_user": "for f in (os.setuid, os.setgid): attempt(f, 0)\nattempt(os.setresuid, 0, 0, 0); attempt(os.setgroups, [0])",
+    "set_user": """
+for f in (os.setuid, os.setgid): attempt(f, 0)
+attempt(os.setresuid, 0, 0, 0); attempt(os.setgroups, [0])""",
     "set_user_id_programs": """
-for argv in (['su', '-c', 'sleep 0.3'], ['sudo', '-n', 'sleep', '0.3'], ['pkexec', 'sleep', '0.3'], ['mount'], ['newgrp']):
+for line in ('su -c sleep\\t0.3', 'sudo -n sleep 0.3', 'pkexec sleep 0.3', 'mount', 'newgrp'):
+    argv = line.split(' ')
     pid = os.fork()
     if not pid:
         os.dup2(os.open('/dev/null', os.O_RDONLY), 0)
@@ -110,15 +113,17 @@ for argv in (['su', '-c', 'sleep 0.3'], ['sudo', '-n', 'sleep', '0.3'], ['pkexec
     os.waitpid(pid, 0)""",
     "capabilities": """
 attempt(call, (126, 91), struct.pack('Ii', 0x20080522, 0), struct.pack('6I', *[0xffffffff] * 6))
-any(int(line.split()[1], 16) for line in open('/proc/self/status') if line.startswith(('CapEff', 'CapPrm'))) and proof('has capabilities')""",
+found = [line for line in open('/proc/self/status') if line.startswith(('CapEff', 'CapPrm'))]
+any(int(line.split()[1], 16) for line in found) and proof('has capabilities')""",
     "ambient": "libc.prctl(47, 2, 21, 0, 0) == 0 and proof('raised a capability')",
     "user_namespace_root": """
 call((272, 97), 0x10000000)
 open('/proc/self/uid_map', 'w').write(f'0 {os.getuid()} 1'); os.setuid(0); proof('root inside')""",
 }
-DEVICES = ("/dev/mem", "/dev/kmem", "/dev/port", "/dev/kmsg", "/dev/kvm", "/dev/fuse", "/dev/net/tun", "/dev/loop-control",
-           "/dev/vsock", "/dev/userfaultfd", "/dev/tty", "/dev/tty0", "/dev/console", "/dev/ttyS0", "/dev/vhost-net",
-           "/dev/snapshot", "/dev/btrfs-control", "/dev/autofs", "/dev/uinput", "/dev/dri/card0")  # fmt: skip
+DEVICES = (
+    "mem kmem port kmsg kvm fuse net/tun loop-control vsock userfaultfd tty tty0 console ttyS0 vhost-net snapshot "
+    "btrfs-control autofs uinput dri/card0"
+)
 DISKS = """
 names = DISKS_OUTSIDE.split()
 for name in names + [f'/dev/loop{n}' for n in range(8)]:
@@ -126,21 +131,23 @@ for name in names + [f'/dev/loop{n}' for n in range(8)]:
 """
 SYSTEM = {
     "proc_sys": """
-for name in ('kernel/core_pattern', 'vm/swappiness', 'kernel/hostname', 'net/ipv4/ip_forward', 'kernel/randomize_va_space'):
+for name in ('kernel/core_pattern', 'vm/swappiness', 'kernel/hostname', 'net/ipv4/ip_forward', 'kernel/panic'):
     attempt(os.open, '/proc/sys/' + name, os.O_WRONLY) and proof('may write ' + name)""",
     "sys": """
 for name in ('/sys/power/state', '/sys/kernel/mm/ksm/run', '/sys/fs/cgroup/cgroup.procs', '/sys/kernel/uevent_helper'):
     attempt(os.open, name, os.O_WRONLY) and proof('may write ' + name)""",
     "sysrq": "attempt(os.open, '/proc/sysrq-trigger', os.O_WRONLY) and proof('may press keys')",
     "kernel_memory": "attempt(os.open, '/proc/kcore', os.O_RDONLY) and proof('kernel memory')",
-    "kernel_log": "attempt(os.open, '/dev/kmsg', os.O_RDONLY) and proof('log'); call((103, 116), 3, ctypes.create_string_buffer(999), 999) and proof('log')",
+    "kernel_log": """
+attempt(os.open, '/dev/kmsg', os.O_RDONLY) and proof('log')
+call((103, 116), 3, ctypes.create_string_buffer(999), 999) and proof('log')""",
     "clock": "time.clock_settime(time.CLOCK_REALTIME, time.time()); proof('clock set')",
     "hostname": "socket.sethostname(socket.gethostname()); proof('host named')",
     "terminal_input": """
 for fd in (0, 1, 2, attempt(os.open, '/dev/tty', os.O_RDWR) or 0):
     for number in (0x5412, 0x541C, 0x1_0000_5412):
         attempt(lambda: call((16, 29), fd, number, b'x') or proof('typed'))""",
-    "controlling_terminal": "os.setsid() if os.getpid() != os.getsid(0) else 0; fcntl.ioctl(0, 0x540E, 1); proof('taken')",
+    "controlling_terminal": "attempt(os.setsid); fcntl.ioctl(0, 0x540E, 1); proof('taken')",
 }
 INT_80 = """
 page = mmap.mmap(-1, 4096, prot=7)
@@ -151,17 +158,20 @@ number > 0 and proof('a 32-bit call')
 X32 = "call(0x40000000 | 39); proof('an x32 call')"
 
 
+def _users(pid: int) -> list[str]:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return []
+    return next(line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))
+
+
 async def find_root(scene: Scene) -> None:
     """Looks, while the attack runs, for a process of it that is root outside."""
     while True:
         for pid in scene.marked():
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
-                continue
-            users = [line.split()[1:] for line in status.splitlines() if line.startswith("Uid:")]
-            if users and "0" in users[0]:
-                scene.seen.append(f"process {pid} has users {users[0]}")
+            if "0" in (users := _users(pid)):
+                scene.seen.append(f"process {pid} has users {users}")
                 return
         await asyncio.sleep(0.05)
 
@@ -171,7 +181,10 @@ ATTACKS = (
     *(Attack(f"namespace_{name}", code) for name, code in NAMESPACES.items()),
     *(Attack(f"root_{name}", code + "\ntime.sleep(0.2)", meanwhile=find_root) for name, code in ROOT.items()),
     *(Attack(f"system_{name}", code) for name, code in SYSTEM.items()),
-    Attack("devices", f"for name in {DEVICES}: attempt(os.open, name, os.O_RDWR) and proof('opened ' + name)"),
+    Attack(
+        "devices",
+        f"for name in {DEVICES.split()}: attempt(os.open, '/dev/' + name, os.O_RDWR) and proof('opened ' + name)",
+    ),
     Attack("disks", DISKS),
     Attack("int_80", "AARCH64 and os._exit(0)" + INT_80),
     Attack("x32_call", "AARCH64 or " + X32.replace("; proof", " and proof")),

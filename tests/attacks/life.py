@@ -3,7 +3,7 @@
 from tests.attacks.attack import Attack
 from tests.attacks.scene import Scene
 
-SOON_S = 4.5  # an end that is held up would come after what the attack sleeps for, 30 s or more
+SOON_S = 20  # an end that is held up would come after what the attack sleeps for, 60 s or more
 
 SLEEP = "os.execv('/bin/sleep', ['sleep', '300.' + MARK])"
 LEAVES = {
@@ -59,20 +59,20 @@ while time.monotonic() < end:
         os.setsid()
         if os.fork(): os._exit(0)
     elif os.getpid() == FIRST:
-        time.sleep(30)
+        time.sleep(60)
     else:
         os._exit(0)
 """
 DELAYS = {
-    "ignores_term": "for n in range(1, 65): attempt(signal.signal, n, signal.SIG_IGN)\nwhile True: time.sleep(30)",
-    "closes_output": "os.closerange(0, 3)\ntime.sleep(30)",
-    "stops_itself": "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(30)",
-    "stops_its_group": "os.fork(); os.killpg(0, signal.SIGSTOP); time.sleep(30)",
-    "traced": "attempt(call, (101, 117), 0, 0, 0, 0); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(30)",
+    "ignores_term": "for n in range(1, 65): attempt(signal.signal, n, signal.SIG_IGN)\nwhile True: time.sleep(60)",
+    "closes_output": "os.closerange(0, 3)\ntime.sleep(60)",
+    "stops_itself": "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)",
+    "stops_its_group": "os.fork(); os.killpg(0, signal.SIGSTOP); time.sleep(60)",
+    "traced": "attempt(call, (101, 117), 0, 0, 0, 0); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)",
     "fork_race": "FIRST = os.getpid()" + RACE,
     "waits_for_itself": "a, b = os.pipe(); os.read(a, 1)",
-    "unreadable_name": "libc.prctl(15, b') R 1 1 1 (', 0, 0, 0); time.sleep(30)",
-    "fills_its_output": "children(3, lambda _: [os.write(2, bytes(1 << 16)) for _ in iter(int, 1)])\ntime.sleep(30)",
+    "unreadable_name": "libc.prctl(15, b') R 1 1 1 (', 0, 0, 0); time.sleep(60)",
+    "fills_its_output": "children(3, lambda _: [os.write(2, bytes(1 << 16)) for _ in iter(int, 1)])\ntime.sleep(60)",
 }
 ZOMBIES = """
 for _ in range(20):

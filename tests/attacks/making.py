@@ -12,7 +12,7 @@ import grpc
 from conductor.v1 import terminal_pb2
 from google.protobuf import duration_pb2
 
-from tests.attacks.attack import BEGUN, LIMITS, Attack, command, outputs
+from tests.attacks.attack import BATCH_WALL_S, BEGUN, LIMITS, Attack, command, outputs
 from tests.attacks.ground import State, laid_out, state_of
 from tests.attacks.scene import Scene, with_argument
 from tests.attacks.settings import Terminal
@@ -44,9 +44,10 @@ async def _run(scenes: list[Scene], stub: Any) -> None:
     first = scenes[0]
     told = [scene.told for scene in scenes]
     order = command([scene.attack for scene in scenes], told)
-    order.limits.CopyFrom(_limits(LIMITS | first.attack.limits))
+    wall = {"wall_time": BATCH_WALL_S} if first.attack.batched else {}
+    order.limits.CopyFrom(_limits(LIMITS | first.attack.limits | wall))
     request = terminal_pb2.RunRequest(call_id=f"attack-{uuid.uuid4().hex}", command=order)
-    watch = asyncio.create_task(first.attack.meanwhile(first)) if first.attack.meanwhile else None
+    watch = asyncio.ensure_future(first.attack.meanwhile(first)) if first.attack.meanwhile else None
     begin = time.monotonic()
     try:
         await _follow(first, stub.Run(request))
@@ -60,7 +61,8 @@ async def _run(scenes: list[Scene], stub: Any) -> None:
     seconds = time.monotonic() - begin
     if not first.attack.argv:
         streams = zip(outputs(first.stdout, told), outputs(first.stderr, told), strict=True)
-        for scene, (scene.stdout, scene.stderr) in zip(scenes, streams, strict=True):
+        for scene, (stdout, stderr) in zip(scenes, streams, strict=True):
+            scene.stdout, scene.stderr = stdout, stderr
             scene.seconds, scene.result, scene.refusal = seconds, first.result, first.refusal
 
 
@@ -82,7 +84,7 @@ async def _follow(scene: Scene, call: Any) -> None:
 
 async def _gone(scene: Scene) -> None:
     deadline = time.monotonic() + GONE_S
-    while scene.marked() and time.monotonic() < deadline:
+    while scene.marked() and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes set no event
         await asyncio.sleep(0.02)
 
 
@@ -117,7 +119,7 @@ async def _sibling(scene: Scene, stub: Any) -> AsyncIterator[None]:
     call.cancel()
 
 
-async def _until_sleeping(secret: str) -> State:
+async def _until_sleeping(secret: str) -> dict[int, State]:
     deadline = time.monotonic() + GONE_S
     while not (found := _processes(secret)):
         assert time.monotonic() < deadline, "the sibling did not start"
@@ -125,7 +127,7 @@ async def _until_sleeping(secret: str) -> State:
     return found
 
 
-def _processes(secret: str) -> State:
+def _processes(secret: str) -> dict[int, State]:
     """Returns the processes of the sibling: only those that run `sleep`, and not the victim, which does too."""
     found = {}
     for pid in with_argument(f"300.{secret}"):

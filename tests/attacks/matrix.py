@@ -14,7 +14,7 @@ class Matrix:
         self._made: dict[tuple[Setting, str], Verdicts | Missing] = {}
 
     def verdicts(self, setting: Setting, tier: str) -> Verdicts:
-        """Returns what became of all attacks. Raises Missing, with the reason, when the machine cannot have the tier."""
+        """Returns what became of all attacks. Raises Missing when the machine cannot have the tier."""
         if (setting, tier) not in self._made:
             try:
                 self._made[setting, tier] = run(setting, tier)

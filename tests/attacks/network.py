@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from typing import Any
 
 from tests.attacks.attack import Attack
 from tests.attacks.scene import Scene
@@ -97,14 +98,14 @@ ACCEPT = "\nmade.settimeout(1)\nmade.accept()\nproof('was connected to')"
 async def knock(scene: Scene) -> None:
     """Tries to connect to what the attack listens on, until it can."""
     told = scene.told
-    places = [
+    places: list[tuple[int, Any]] = [
         (socket.AF_INET, ("127.0.0.1", told["LISTEN_PORT"])),
         (socket.AF_UNIX, f"\0listens-{told['MARK']}"),
         (socket.AF_UNIX, f"{told['OUT']}/listens"),
     ]
     while True:
-        unbound = [(socket.AF_INET, ("127.0.0.1", int(word))) for word in scene.output.split() if len(word) in (4, 5)
-                   and word.isdigit()]  # fmt: skip
+        ports = [int(word) for word in scene.output.split() if word.isdigit() and len(word) in (4, 5)]
+        unbound: list[tuple[int, Any]] = [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
         for family, address in places + unbound:
             with socket.socket(family) as made, contextlib.suppress(OSError):
                 made.connect(address)

@@ -21,35 +21,137 @@ WALL_S = 30
 
 # Attacks that a kernel closes to ordinary users, or that need something to be there that a plain process has not.
 CLOSED = frozenset(
-    """
-    set_user_id_file listen_tcp_unbound root_set_user root_set_user_id_programs root_capabilities root_ambient
-    root_user_namespace_root read_shadow read_keys_of_root read_by_descriptor read_by_handle read_by_mount_tree
-    read_by_chroot read_watch_many write_device write_chown write_bind_mount write_in_usr write_in_etc
-    write_in_root_folder device_nodes victim_join_namespaces victim_page_out session_key inherited_descriptors
-    standard_input connect_service socket_packet socket_packet_datagram socket_raw socket_ping socket_raw6
-    socket_vsock_datagram socket_alg socket_sctp socket_others raise_limits call_perf_event_open call_kexec_load
-    call_init_module call_finit_module call_delete_module call_syslog call_acct call_swapon call_reboot
-    call_settimeofday call_sethostname call_open_tree call_fsopen call_pivot_root call_chroot call_iopl
-    call_lookup_dcookie call_newest system_proc_sys system_sys system_sysrq system_kernel_memory
-    system_kernel_log system_clock system_hostname system_terminal_input system_controlling_terminal devices
-    disks x32_call
-    """.split()
+    [
+        "set_user_id_file",
+        "listen_tcp_unbound",
+        "root_set_user",
+        "root_set_user_id_programs",
+        "root_capabilities",
+        "root_ambient",
+        "root_user_namespace_root",
+        "read_shadow",
+        "read_keys_of_root",
+        "read_by_descriptor",
+        "read_by_handle",
+        "read_by_mount_tree",
+        "read_by_chroot",
+        "read_watch_many",
+        "write_device",
+        "write_chown",
+        "write_bind_mount",
+        "write_in_usr",
+        "write_in_etc",
+        "write_in_root_folder",
+        "device_nodes",
+        "victim_join_namespaces",
+        "victim_page_out",
+        "session_key",
+        "inherited_descriptors",
+        "standard_input",
+        "connect_service",
+        "socket_packet",
+        "socket_packet_datagram",
+        "socket_raw",
+        "socket_ping",
+        "socket_raw6",
+        "socket_vsock_datagram",
+        "socket_alg",
+        "socket_sctp",
+        "socket_others",
+        "raise_limits",
+        "call_perf_event_open",
+        "call_kexec_load",
+        "call_init_module",
+        "call_finit_module",
+        "call_delete_module",
+        "call_syslog",
+        "call_acct",
+        "call_swapon",
+        "call_reboot",
+        "call_settimeofday",
+        "call_sethostname",
+        "call_open_tree",
+        "call_fsopen",
+        "call_pivot_root",
+        "call_chroot",
+        "call_iopl",
+        "call_lookup_dcookie",
+        "call_newest",
+        "system_proc_sys",
+        "system_sys",
+        "system_sysrq",
+        "system_kernel_memory",
+        "system_kernel_log",
+        "system_clock",
+        "system_hostname",
+        "system_terminal_input",
+        "system_controlling_terminal",
+        "devices",
+        "disks",
+        "x32_call",
+    ]
 )
 # Attacks that some machine closes to everybody: by Yama, by protected links, by old or bare kernels, by folders on
 # devices of their own, by luck in a race.
 OPTIONAL = frozenset(
-    """
-    victim_trace victim_seize victim_take_descriptor victim_memory_by_proc victim_memory_by_call victim_environ
-    victim_descriptors victim_root victim_folder victim_compare descriptors_of_all environ_of_all
-    read_by_roots_of_all read_by_folders_of_all read_by_threads_of_all write_by_roots_of_all
-    command_lines_of_all victim_command_line read_by_hard_link write_hard_link_in write_hard_link_out
-    write_rename_in write_rename_out write_rename_over write_exchange read_by_rename write_xattr
-    write_remove_xattr write_file_attributes write_fchmodat2 write_nameless write_nameless_out write_in_var_tmp
-    write_in_shm connect_tcp6 connect_tcp4_in_6 connect_fast_open connect_mptcp connect_udp_lite
-    connect_io_uring connect_io_uring_unix connect_io_uring_file connect_tcp_by_shell socket_vsock int_80
-    user_key posix_queue message_queue shared_memory proc_net victim_scheduler victim_io_priority
-    victim_affinity victim_move_pages swap_folder swap_argument
-    """.split()
+    [
+        "victim_trace",
+        "victim_seize",
+        "victim_take_descriptor",
+        "victim_memory_by_proc",
+        "victim_memory_by_call",
+        "victim_environ",
+        "victim_descriptors",
+        "victim_root",
+        "victim_folder",
+        "victim_compare",
+        "descriptors_of_all",
+        "environ_of_all",
+        "read_by_roots_of_all",
+        "read_by_folders_of_all",
+        "read_by_threads_of_all",
+        "write_by_roots_of_all",
+        "command_lines_of_all",
+        "victim_command_line",
+        "read_by_hard_link",
+        "write_hard_link_in",
+        "write_hard_link_out",
+        "write_rename_in",
+        "write_rename_out",
+        "write_rename_over",
+        "write_exchange",
+        "read_by_rename",
+        "write_xattr",
+        "write_remove_xattr",
+        "write_file_attributes",
+        "write_fchmodat2",
+        "write_nameless",
+        "write_nameless_out",
+        "write_in_var_tmp",
+        "write_in_shm",
+        "connect_tcp6",
+        "connect_tcp4_in_6",
+        "connect_fast_open",
+        "connect_mptcp",
+        "connect_udp_lite",
+        "connect_io_uring",
+        "connect_io_uring_unix",
+        "connect_io_uring_file",
+        "connect_tcp_by_shell",
+        "socket_vsock",
+        "int_80",
+        "user_key",
+        "posix_queue",
+        "message_queue",
+        "shared_memory",
+        "proc_net",
+        "victim_scheduler",
+        "victim_io_priority",
+        "victim_affinity",
+        "victim_move_pages",
+        "swap_folder",
+        "swap_argument",
+    ]
 )
 OPTIONAL_GROUPS = ("namespace_", "call_")  # what may be configured away
 
@@ -67,7 +169,7 @@ class Plain:
         self._uid = uid
         self._folder = folder
 
-    def Run(self, request: terminal_pb2.RunRequest) -> "_Call":  # noqa: N802 - as in the contract
+    def Run(self, request: terminal_pb2.RunRequest) -> "_Call":
         """Begins a command; its limits are not held."""
         return _Call(self, request.command)
 

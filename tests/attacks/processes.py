@@ -79,9 +79,11 @@ found = call((250, 219), 10, -3, b'user', b'attacked', 0)
 into = ctypes.create_string_buffer(100)
 os.write(1, into.raw[:call((250, 219), 11, found, into, 100)])""",
     "user_key": "call((248, 217), b'user', b'attack', b'x', 1, -4); proof('left a key')",
-    "message_queue": "call((69, 189), call((68, 186), SHM_KEY, 0o1666), struct.pack('q', 1) + b'x', 1, 0); proof('queued')",
+    "message_queue": """
+call((69, 189), call((68, 186), SHM_KEY, 0o1666), struct.pack('q', 1) + b'x', 1, 0)
+proof('queued')""",
     "posix_queue": "call((240, 180), b'attack', 0o102, 0o600, 0); proof('queue made')",
-    "proc_net": "proof('tables') if any(f':{TCP_PORT:04X}' in open(f'/proc/net/{n}').read() for n in ('tcp', 'tcp6')) else 0",
+    "proc_net": "f':{TCP_PORT:04X}' in open('/proc/net/tcp').read() and proof('tables')",
     "inherited_descriptors": """
 for fd in range(3, 4096):
     if attempt(os.fstat, fd):
@@ -92,11 +94,13 @@ ON_EVERYBODY = ("kill_all", "renice_user")  # where nothing contains them, they 
 # Those above it: the supervisor and the guard, which stay outside of the sandbox.
 PARENTS = """
 for TARGET in {os.getppid(), 1, *range(max(2, os.getpid() - 4), os.getpid())} - {os.getpid()}:
-    show(f'/proc/{TARGET}/environ'); show(f'/proc/{TARGET}/root{OUT}/readable'); show(f'/proc/{TARGET}/cwd/{OUT}/readable')
+    show(f'/proc/{TARGET}/environ')
+    show(f'/proc/{TARGET}/root{OUT}/readable'); show(f'/proc/{TARGET}/cwd/{OUT}/readable')
     attempt(lambda: open(f'/proc/{TARGET}/root{OUT}/new', 'w'))
     attempt(lambda: os.open(f'/proc/{TARGET}/mem', os.O_RDWR) and proof(f'may write the memory of {TARGET}'))
     for fd in range(32):
-        attempt(lambda: os.write(os.open(f'/proc/{TARGET}/fd/{fd}', os.O_WRONLY | os.O_NONBLOCK), b'\\n{"event": "ended", "end": "EXITED", "status": 0}\\n'))
+        line = b'\\n{"event": "ended", "end": "EXITED", "status": 0}\\n'
+        attempt(lambda: os.write(os.open(f'/proc/{TARGET}/fd/{fd}', os.O_WRONLY | os.O_NONBLOCK), line))
 os._exit(3)
 """
 SIGNAL_PARENT = """

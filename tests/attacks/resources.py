@@ -194,13 +194,17 @@ def ended_in_time(scene: Scene) -> str:
 BOMBS = {"fork_bomb": FORK_BOMB + HELD, "doubling_bomb": DOUBLING, "thread_bomb": THREADS}
 ATTACKS = (
     *(Attack(name, code, heavy=True) for name, code in BOMBS.items()),
-    Attack("shell_bomb", SHELL_BOMB, shell=True, heavy=True),
+    Attack("shell_bomb", SHELL_BOMB, script=True, heavy=True),
     *(Attack(f"memory_{name}", NOT_FOR_EVER + code + HELD, heavy=True) for name, code in MEMORY.items()),
     *(Attack(f"disk_{name}", NOT_FOR_EVER + code + HELD, heavy=True) for name, code in DISK.items()),
     Attack("disk_entries_burst", ENTRIES_BURST, heavy=True),
     *(
         Attack(
-            f"cpu_{name}", NOT_FOR_EVER + code, limits={"cpu_time": 1, "wall_time": 3}, heavy=True, check=ended_in_time
+            f"cpu_{name}",
+            NOT_FOR_EVER + code,
+            limits={"cpu_time": 1, "wall_time": 1.6},
+            heavy=True,
+            check=ended_in_time,
         )
         for name, code in CPU.items()
     ),

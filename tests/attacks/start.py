@@ -1,4 +1,4 @@
-"""`python -m tests.attacks.start UID PLACE SECRET INTERPRETER`: becomes what a setting asks for, then serves a Terminal.
+"""`python -m tests.attacks.start UID PLACE SECRET INTERPRETER`: becomes what a setting asks for, then serves.
 
 Everything is loaded first: the folders of the project and of its interpreter may be closed to the user it becomes.
 """

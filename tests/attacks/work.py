@@ -32,11 +32,12 @@ mkfifo p && (echo y > p & cat p) && ln -s a/b/c l && cat l && ln a/b/c h && chmo
 mktemp > /dev/null && find . -name c | wc -l && du -s . > /dev/null && diff l h && touch -d 2020-01-01 h
 """
 PYTHON_WORK = """
-import asyncio, concurrent.futures, decimal, hashlib, json, random, re, shutil, sqlite3, ssl, subprocess, tempfile, threading, zipfile
+import asyncio, concurrent.futures, decimal, hashlib, json, random, re, shutil, sqlite3, ssl, subprocess, tempfile
 tempfile.TemporaryFile().write(b"x")
 print(subprocess.run(["echo", "child"], capture_output=True, check=True, text=True).stdout.strip())
 with concurrent.futures.ThreadPoolExecutor(4) as pool: print(sum(pool.map(len, ["a"] * 50)))
-base = sqlite3.connect("d.db"); base.execute("create table t(a)"); base.execute("insert into t values (7)"); base.commit()
+base = sqlite3.connect("d.db")
+base.execute("create table t(a)"); base.execute("insert into t values (7)"); base.commit()
 print(base.execute("select a from t").fetchone()[0])
 async def main():
     made = await asyncio.create_subprocess_exec("echo", "async", stdout=subprocess.PIPE)
@@ -49,20 +50,21 @@ def double(n):
     return 2 * n
 if __name__ == "__main__":
     from multiprocessing import Pool, Process, Pipe
-    here, there = Pipe(); child = Process(target=there.send, args=("sent",)); child.start(); child.join(); print(here.recv())
+    here, there = Pipe()
+    child = Process(target=there.send, args=("sent",)); child.start(); child.join(); print(here.recv())
 """
 LOCK = """
 import multiprocessing
 with multiprocessing.Lock(): print("locked")
 with multiprocessing.Pool(2) as pool: print(sum(pool.map(abs, [-1, -2])))
 """
+DEVICES = "head -c 4 /dev/urandom | wc -c; echo x > /dev/null; head -c 3 /dev/zero | wc -c"
 ATTACKS = (
-    Attack("work_git", GIT, shell=True, limits=ROOM, work=True, check=says("first 1")),
-    Attack("work_pipeline", PIPELINE, shell=True, limits=ROOM, work=True, check=says("1 sum=5050 9")),
-    Attack("work_files", FILES, shell=True, limits=ROOM, work=True, check=says("x y x 640 2")),
+    Attack("work_git", GIT, script=True, limits=ROOM, work=True, check=says("first 1")),
+    Attack("work_pipeline", PIPELINE, script=True, limits=ROOM, work=True, check=says("1 sum=5050 9")),
+    Attack("work_files", FILES, script=True, limits=ROOM, work=True, check=says("x y x 640 2")),
     Attack("work_python", argv=(PYTHON, "-c", PYTHON_WORK), limits=ROOM, work=True, check=says("child 50 7 async")),
     Attack("work_processes", argv=(PYTHON, "-c", POOL), limits=ROOM, work=True, check=says("sent")),
     Attack("work_lock", argv=(PYTHON, "-c", LOCK), limits=ROOM, work=True, check=says("locked 3")),
-    Attack("work_devices", "head -c 4 /dev/urandom | wc -c; echo x > /dev/null; head -c 3 /dev/zero | wc -c", shell=True,
-           limits=ROOM, work=True, check=says("4 3")),
-)  # fmt: skip
+    Attack("work_devices", DEVICES, script=True, limits=ROOM, work=True, check=says("4 3")),
+)
