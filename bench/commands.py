@@ -1,8 +1,8 @@
 """What a command costs in the Terminal: `python -m bench.commands [--runs N]`, JSON on standard output.
 
 Runs /bin/true in every tier that this machine allows, over gRPC, and as a bare subprocess, in turn, with a pause
-between so that nobody pays for another's end. `over_bare_ms` is the difference of the medians: all that the sandbox, the
-workspace, the record of the call and the rpc add.
+between so that nobody pays for another's end. `over_bare_ms` is the difference of the medians: all that the sandbox,
+the workspace, the record of the call and the rpc add.
 """
 
 import argparse

@@ -99,9 +99,9 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
     ) -> report_writer_pb2.WriteArtifactResponse:
         raise NotImplementedError  # no task of a benchmark runs a command
 
-    async def GetArtifact(
+    def GetArtifact(
         self, request: report_writer_pb2.GetArtifactRequest, context: Context
-    ) -> report_writer_pb2.GetArtifactResponse:
+    ) -> AsyncIterator[report_writer_pb2.GetArtifactResponse]:
         raise NotImplementedError
 
 

@@ -5,7 +5,8 @@ Below the root, which is opened once and locked:
     kept-<name>/     a named one, kept from command to command
     removed-<hex>/   a named one on its way out
 Each holds `work/`, the command's, and `inputs/`, which the command can read. Everything else below the root is not
-this module's. A named one comes into being and goes by a rename, so a crash never leaves half of it under its name.
+this module's. A named one goes by a rename first, so a crash never leaves half of it under its name; parts that a crash
+kept from being made are made when it is opened.
 """
 
 from __future__ import annotations
@@ -147,21 +148,8 @@ def adopt(root: int, name: str, uid: int) -> Workspace:
     try:
         touch(root, name)
     except FileNotFoundError:
-        return _adopt_new(root, name, uid)
+        return create(root, name, uid)
     return _open(root, name, uid)
-
-
-def _adopt_new(root: int, name: str, uid: int) -> Workspace:
-    made = create(root, own_name(), uid)
-    try:
-        os.rename(made.name, name, src_dir_fd=root, dst_dir_fd=root)
-    except BaseException:
-        made.close()
-        with contextlib.suppress(OSError):  # what is left is swept at the next start
-            folders.remove(root, made.name)
-        raise
-    made.name = name
-    return made
 
 
 def _reach(parent: int | None, name: str) -> int:
