@@ -35,6 +35,7 @@ NOTHING_HOLDS = (
     "The operator has turned the sandbox off: commands reach the files, processes and network of their user, and what "
     "they start may outlive them."
 )
+LISTED = "The operator's list of programs holds for the program a command names, not for what that starts."
 
 TIERS = ("strong", "standard", "none")
 
@@ -47,15 +48,17 @@ class Policy:
     separate_uid: bool  # another user for each command; only root can
     minimum_abi: int  # of Landlock
     paths: tuple[tuple[str, int], ...]  # what may be used beyond the workspace, with Landlock rights
+    listed: bool = False  # the operator says which programs may run, and Landlock holds descendants to it
 
     def not_enforced(self, landlock_abi: int) -> tuple[str, ...]:
         """Returns what this policy leaves open on this kernel, one sentence each."""
-        own_user = () if self.separate_uid else (OWN_USER,)
+        always: tuple[str, ...] = () if self.separate_uid else (OWN_USER,)
+        always += (LISTED,) if self.listed and (self.tier == "none" or not landlock_abi) else ()
         if self.tier == "none":
-            return (NOTHING_HOLDS, POLLED, DELETED_FILES, *own_user)
+            return (NOTHING_HOLDS, POLLED, DELETED_FILES, *always)
         if self.tier == "standard":
-            return (STAT_IS_OPEN, POLLED, DELETED_FILES, *(() if self.separate_uid else (OWN_FILES,)), *own_user)
-        return (POLLED, DELETED_FILES, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *own_user)
+            return (STAT_IS_OPEN, POLLED, DELETED_FILES, *(() if self.separate_uid else (OWN_FILES,)), *always)
+        return (POLLED, DELETED_FILES, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *always)
 
 
 def of_tier(tier: str, executables: tuple[str, ...] | None) -> Policy:
@@ -69,7 +72,7 @@ def of_tier(tier: str, executables: tuple[str, ...] | None) -> Policy:
     """
     separate = os.geteuid() == 0
     minimum = (3 if separate else 6) if tier == "standard" else 0
-    return Policy(tier=tier, separate_uid=separate, minimum_abi=minimum, paths=tuple(_paths(executables)))
+    return Policy(tier, separate, minimum, tuple(_paths(executables)), listed=executables is not None)
 
 
 def allowed(setting: str, executables: tuple[str, ...] | None) -> tuple[Policy, ...]:

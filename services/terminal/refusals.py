@@ -30,10 +30,10 @@ def unavailable(layer: str, number: int | None) -> Refusal:
     return Refusal(Reason.ERROR_REASON_SANDBOX_UNAVAILABLE, text, layer=layer, errno=name)
 
 
-def not_started(begun: NotStarted | Lost, program: str, cancelled: bool) -> Refusal:
+def not_started(begun: NotStarted | Lost, program: str) -> Refusal:
     """The command did not begin."""
     if isinstance(begun, Lost):
-        return stopping() if cancelled else lost()
+        return lost()
     if begun.layer != "program":
         return unavailable(begun.layer, begun.errno)
     name = _name(begun.errno)
@@ -65,7 +65,7 @@ def no_file(name: str, path: str) -> Refusal:
 def no_loopback(tier: str) -> Refusal:
     """A network was asked for in a tier that has none to give."""
     text = (
-        f"The {tier} tier has no network at all: leave `network` out, or run the service where the strong tier holds."
+        f"The {tier} tier has no loopback to give: leave `network` out, or run the service where the strong tier holds."
     )
     return Refusal(Reason.ERROR_REASON_PROGRAM_REFUSED, text, network="NETWORK_LOOPBACK", tier=tier)
 

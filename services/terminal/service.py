@@ -116,7 +116,7 @@ class _Command:
     async def _story(self, running: Running) -> AsyncIterator[terminal_pb2.RunResponse]:
         begun = await running.begun()
         if not isinstance(begun, Started):
-            raise refusals.not_started(begun, self._order.argv[0], running.cancelled)
+            raise refusals.not_started(begun, self._order.argv[0])
         isolation = to_isolation(self._sandbox.describe(begun))
         log.info("command started, call_id=%s correlation_id=%s", self._call_id, correlation_id.get())
         started = terminal_pb2.CommandStarted(started_at=_time(begun.at_ns), isolation=isolation)

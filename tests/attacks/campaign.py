@@ -99,7 +99,9 @@ def _batches(attacks: Sequence[Attack]) -> Iterator[Sequence[Attack]]:
 async def _verdicts(terminal: Terminal, stub: Any, attacks: Sequence[Attack]) -> Verdicts:
     async with made(terminal, stub, *attacks) as scenes:
         left = scenes[0].marked()
-        return {scene.attack.name: _verdict(scene, left) for scene in scenes}
+        verdicts = {scene.attack.name: _verdict(scene, left) for scene in scenes}
+        scenes[0].end_what_is_left()
+        return verdicts
 
 
 def _verdict(scene: Scene, left: list[int]) -> Verdict:

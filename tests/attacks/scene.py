@@ -1,6 +1,8 @@
 """One attack while it is made and after: what it was told, what came back, what the outside saw."""
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -55,6 +57,15 @@ class Scene:
     def marked(self) -> list[int]:
         """Returns the processes of this attack, as the outside sees them."""
         return with_argument(self.ground.mark)
+
+    def end_what_is_left(self) -> None:
+        """Kills what got out, so that it is not left to the machine."""
+        deadline = time.monotonic() + REAPED_S
+        while (left := self.marked()) and time.monotonic() < deadline:
+            for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: one may start others all the time
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
     def zombies(self) -> int:
         """Returns how many dead processes below the service nobody collects."""

@@ -339,7 +339,7 @@ class RunRequest(_message.Message):
     WORKSPACE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Names the call, at most 128 characters: an idempotency key. A call is remembered for the operator's time, by
-    default an hour after its end, also when the service is restarted.
+    default an hour after its end, also when the service is restarted; less long when there are more than 50,000.
     """
     correlation_id: _builtins.str
     """Correlation id for the log. Generated when empty."""

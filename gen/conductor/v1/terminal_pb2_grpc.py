@@ -69,7 +69,8 @@ class TerminalServicer:
         nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
         Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
         COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
-        (the command of this call_id was started before the service was last killed).
+        (the command of this call_id was started, and what became of it is not recorded: the service was killed since, or
+        the supervisor lost, or the disk full).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

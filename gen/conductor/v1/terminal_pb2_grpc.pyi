@@ -41,7 +41,8 @@ class TerminalStub:
     nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
     Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
     COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
-    (the command of this call_id was started before the service was last killed).
+    (the command of this call_id was started, and what became of it is not recorded: the service was killed since, or
+    the supervisor lost, or the disk full).
     """
     ReadFile: _grpc.UnaryStreamMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.ReadFileResponse]
     """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
@@ -67,7 +68,8 @@ class TerminalAsyncStub(TerminalStub):
     nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
     Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
     COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
-    (the command of this call_id was started before the service was last killed).
+    (the command of this call_id was started, and what became of it is not recorded: the service was killed since, or
+    the supervisor lost, or the disk full).
     """
     ReadFile: _aio.UnaryStreamMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.ReadFileResponse]  # type: ignore[assignment]
     """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
@@ -96,7 +98,8 @@ class TerminalServicer(metaclass=_abc_1.ABCMeta):
         nothing: it is told the story of that command from its beginning, while it goes on or when it has ended.
         Errors: INVALID_REQUEST, SANDBOX_UNAVAILABLE (nothing ran), PROGRAM_REFUSED (policy; nothing ran),
         COMMAND_NOT_STARTED, OVER_CAPACITY, REQUEST_ID_REUSED (the call_id belongs to another command), OUTCOME_UNKNOWN
-        (the command of this call_id was started before the service was last killed).
+        (the command of this call_id was started, and what became of it is not recorded: the service was killed since, or
+        the supervisor lost, or the disk full).
         """
 
     @_abc_1.abstractmethod
