@@ -338,6 +338,7 @@ def test_measure_counts_each_file_once_and_stops_in_time(root: int, top: Path, c
         assert (found.entries, found.largest_bytes, found.unknown) == (3, 1_000_000, False)
         assert 1_000_000 <= found.used_bytes < 1_100_000
         chain(made.work, 150)
+        assert usage.measure(made.work, 100_000).unknown
         with few_files_but(100):
             assert usage.measure(made.work, 100_000).unknown
         assert usage.measure(made.work, 50).entries == 51

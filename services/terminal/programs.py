@@ -100,7 +100,7 @@ class Programs:
             return self._decide(name, None if path is None else _bytes(path), Lookup(view), network, script)
         except OSError as error:
             shown = NotStarted("program", error.errno or errno.EIO)
-            raise refusals.not_started(shown, _text(name), cancelled=False) from None
+            raise refusals.not_started(shown, _text(name)) from None
 
     def _decide(self, name: bytes, path: bytes | None, lookup: Lookup, network: bool, script: bool) -> Allowed:
         if script and self.policy is not None and self.policy.script is None:

@@ -31,9 +31,11 @@ def unavailable(layer: str, number: int | None) -> Refusal:
 
 
 def not_started(begun: NotStarted | Lost, program: str) -> Refusal:
-    """The command did not begin."""
+    """The command did not begin, or nobody knows whether it did."""
     if isinstance(begun, Lost):
         return lost()
+    if begun.layer == "cancelled":
+        return stopping()
     if begun.layer != "program":
         return unavailable(begun.layer, begun.errno)
     name = _name(begun.errno)

@@ -114,8 +114,9 @@ class Supervisor:
             self._supervise(verdict)
             return
         self._end_tree()
-        if words != [b"cancelled"]:
-            say(self._job["status_fd"], self._verdict(words))
+        if words[-1:] == [b"cancelled"] and b"ready" in [*words, *os.read(report, 4096).split()]:
+            return  # it may have begun, and nobody knows how far it came
+        say(self._job["status_fd"], self._verdict(words))
 
     def _fork(self) -> tuple[int, int]:
         job = self._job
@@ -137,7 +138,7 @@ class Supervisor:
         while True:
             ready = [fd for fd, _ in poll.poll()]
             if self._job["control_fd"] in ready:
-                return [b"cancelled"]
+                return [*text.split(), b"cancelled"]
             part = os.read(report, 4096)
             if not part:
                 return text.split()
@@ -152,7 +153,9 @@ class Supervisor:
                 return f'{{"event": "not_started", "errno": {number}}}'
             case ["refused", layer, number]:
                 return refused(layer, int(number))
-        return refused("launcher", 0)
+            case ["cancelled"]:
+                return refused("cancelled", 0)
+        return refused("supervisor", 0)
 
     def _sandbox(self) -> str:
         names = ", ".join(f'"{layer}"' for layer in child.layers(self._job))
