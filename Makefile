@@ -86,8 +86,9 @@ demo: setup ## Run an objective from start to report, and show what happens
 bench: setup-dev ## Measure both engines; [ARGS="--store sqlite --only throughput --events 0,10000"]
 	@$(BIN)/python -m bench $(ARGS)
 
-chaos: setup-dev ## Run the system under faults and check every promise; [ARGS="--minutes 30 --setting postgres"]
+chaos: setup-dev ## Run the system under faults and check every promise; [ARGS="--minutes 30 --setting postgres" SOAK="--runs 10000"]
 	@$(BIN)/python -m tests.chaos $(ARGS)
+	@$(BIN)/python -m tests.chaos.soak $(SOAK)
 
 clean: ## Stop, and remove var/ (database, workspaces, logs) and caches; reports stay
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m ops.up down; fi

@@ -108,7 +108,8 @@ class Supervisor:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         words = self._set_up(report)
         # Not earlier: the forks that follow would take the processor from the command's own start.
-        os.write(self._tell, b"%d " % os.getppid())
+        with contextlib.suppress(BrokenPipeError):  # the spawner is gone
+            os.write(self._tell, b"%d " % os.getppid())
         os.close(self._tell)
         if words == [b"ready"] and self._job["argv"]:
             self._supervise(verdict)

@@ -22,7 +22,7 @@ from tests.conftest import until
 from tests.terminals import Process, children, held, open_folder, request, serving
 
 AT_ONCE = 50
-RUNS = 10_000
+RUNS = 2_000
 MIB = 1024 * 1024
 FLOOD = 1024 * MIB
 PAUSE_S = 0.001  # of the slow reader, after each piece
