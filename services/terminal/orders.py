@@ -115,7 +115,7 @@ class Launcher:
             return Left(tuple(files), left_out)
         except OSError as error:
             log.error("the outputs of workspace %s could not be listed: %s", room.name, error)
-            return Left((), 0)
+            return Left((), 1)  # nobody shall take it for complete
         finally:
             self._rooms.give_back(room)
 
