@@ -209,12 +209,15 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-        if alive(int(child))
-    ]
+    try:
+        below = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _below(task)]
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return []
+    return [child for child in below if alive(child)]
+
+
+def _below(task: Path) -> list[str]:
+    return (task / "children").read_text().split()
 
 
 def held(service: int) -> list[int]:

@@ -15,7 +15,7 @@ from services.terminal import kernel, tree
 from services.terminal.supervisor import REAP_EVERY_S, SIGKILL, serve, take_charge
 
 
-def stand_by(service: socket.socket, tell: int) -> None:
+def stand_by(service: socket.socket, tell: int, confine: bool) -> None:
     """Starts a supervisor that waits for a command, and ends what it should leave.
 
     Returns when nothing of the command is left; its status pipe is open until then, for the service to see.
@@ -23,12 +23,12 @@ def stand_by(service: socket.socket, tell: int) -> None:
     os.setsid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    confined = take_charge()
+    confined = take_charge(confine)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     supervisor = os.fork()
     if supervisor == 0:
         ours.close()
-        serve(service, theirs, tell)
+        serve(service, theirs, tell, confine)
         return
     service.close()
     theirs.close()

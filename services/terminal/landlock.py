@@ -21,7 +21,8 @@ MAKE_CHAR = 1 << 6
 MAKE_BLOCK = 1 << 11
 TRUNCATE = 1 << 14  # 3
 _BASE = (1 << 13) - 1
-_ADDED = ((2, 1 << 13), (3, TRUNCATE), (5, 1 << 15))  # REFER, TRUNCATE, IOCTL_DEV
+_REFER = 1 << 13  # 2
+_ADDED = ((2, _REFER), (3, TRUNCATE), (5, 1 << 15))  # IOCTL_DEV
 _FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | 1 << 15  # what a rule on anything but a folder may name
 _NET = 0b11  # bind and connect of TCP; 4
 _SCOPE = 0b11  # abstract unix sockets, signals; SCOPES_SINCE
@@ -30,7 +31,7 @@ READ = READ_FILE | READ_DIR
 READ_EXECUTE = READ | EXECUTE
 DEVICE = READ_FILE | WRITE_FILE | TRUNCATE
 # All but device nodes, and ioctl on devices, of which there are none.
-WORKSPACE = (_BASE | 1 << 13 | TRUNCATE) & ~(MAKE_CHAR | MAKE_BLOCK)
+WORKSPACE = (_BASE | _REFER | TRUNCATE) & ~(MAKE_CHAR | MAKE_BLOCK)
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG = 1
@@ -105,10 +106,12 @@ def confine_signals(version: int) -> None:
     """Leaves this process able to signal what it starts from now on, and nothing else. no_new_privs must be set.
 
     That makes kill(-1) the way to end all of them at once. As a mistake would end everything else too, it is tried.
-    Raises OSError, EUCLEAN when the parent can still be signalled.
+    Whoever is held so cannot mount, in no namespace. Raises OSError, EUCLEAN when the parent can still be signalled.
     """
-    attributes = _Ruleset(0, 0, _SIGNALS)
+    # Every ruleset denies links and renames between folders until a rule allows them.
+    attributes = _Ruleset(_REFER, 0, _SIGNALS)
     ruleset = kernel.call(_CREATE_RULESET, ctypes.byref(attributes), ctypes.sizeof(attributes), 0)
+    _allow_path(ruleset, "/", _REFER)
     kernel.call(_RESTRICT_SELF, ruleset, _LOG_OFF_FLAG if version >= 7 else 0)
     os.close(ruleset)
     try:

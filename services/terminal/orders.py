@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -37,10 +37,10 @@ class Launched:
 class Launcher:
     """Prepares and launches commands. `launch` blocks on the disk, and may be called from several threads."""
 
-    def __init__(self, rooms: Rooms, programs: Programs, spawner: Spawner) -> None:
+    def __init__(self, rooms: Rooms, programs: Programs, spawners: Mapping[str, Spawner]) -> None:
         self._rooms = rooms
         self._programs = programs
-        self._spawner = spawner
+        self._spawners = spawners  # by tier
 
     def launch(self, order: Order, policy: Policy) -> Launched:
         """Starts a command in a tier; without an argv it is the tier's self-test.
@@ -61,7 +61,7 @@ class Launcher:
                     job, bounds = self._job(order, policy, room, uid)
                     job["uid_fd"] = room.work if lease is None else lease.fileno()
                     layer = "spawner"
-                    pipes = self._spawner.launch(job, order.stdin)
+                    pipes = self._spawners[policy.tier].launch(job, order.stdin)
                     on_failure.pop_all()
         except OSError as error:
             raise refusals.unavailable(layer, error.errno) from error

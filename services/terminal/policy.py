@@ -24,7 +24,11 @@ POLLED = (
     "Memory, CPU time and processes are measured every 50 ms, the workspace every 200 ms or more slowly when it is "
     "large: a command can pass these limits for that long."
 )
-DELETED_FILES = "Disk space of deleted files that a command keeps open is not counted when it hides its descriptors."
+DELETED_FILES = (
+    "Disk space of deleted files is not counted when a command hides its descriptors, only maps the files, or has sent "
+    "the descriptors to itself."
+)
+KERNEL_MEMORY = "Memory that the kernel holds for a command, in pipes and socket pairs, is not counted."
 OWN_FILES = (
     "Commands run as the service's own user: they can change mode, owner and times of that user's files anywhere."
 )
@@ -55,10 +59,17 @@ class Policy:
         always: tuple[str, ...] = () if self.separate_uid else (OWN_USER,)
         always += (LISTED,) if self.listed and (self.tier == "none" or not landlock_abi) else ()
         if self.tier == "none":
-            return (NOTHING_HOLDS, POLLED, DELETED_FILES, *always)
+            return (NOTHING_HOLDS, POLLED, KERNEL_MEMORY, DELETED_FILES, *always)
         if self.tier == "standard":
-            return (STAT_IS_OPEN, POLLED, DELETED_FILES, *(() if self.separate_uid else (OWN_FILES,)), *always)
-        return (POLLED, DELETED_FILES, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *always)
+            return (
+                STAT_IS_OPEN,
+                POLLED,
+                KERNEL_MEMORY,
+                DELETED_FILES,
+                *(() if self.separate_uid else (OWN_FILES,)),
+                *always,
+            )
+        return (POLLED, KERNEL_MEMORY, DELETED_FILES, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *always)
 
 
 def of_tier(tier: str, executables: tuple[str, ...] | None) -> Policy:

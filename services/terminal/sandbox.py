@@ -47,8 +47,8 @@ class Sandbox:
         self._settings = settings
         self._policies = policies
         self._policy = policies[0]  # the one in force
-        self._spawner = Spawner(interpreter)
-        self._launcher = Launcher(self.rooms, programs, self._spawner)
+        self._spawners = {each.tier: Spawner(interpreter, confine=each.tier != "strong") for each in policies}
+        self._launcher = Launcher(self.rooms, programs, self._spawners)
         self._taken = 0  # slots
         self._running: set[Running] = set()
         self._sweeper: asyncio.Task[None] | None = None
@@ -67,6 +67,9 @@ class Sandbox:
         await asyncio.to_thread(self.rooms.open, self._settings.workspaces, self._policy.separate_uid)
         for policy in self._policies:
             await self._try(policy)
+        for tier, spawner in self._spawners.items():
+            if tier != self._policy.tier:
+                await asyncio.to_thread(spawner.close)
         self._sweeper = asyncio.create_task(self._sweep())
         self._tell()
 
@@ -177,7 +180,8 @@ class Sandbox:
             for each in self._running:
                 each.cancel()
             await asyncio.wait([each.done for each in self._running] or [asyncio.create_task(asyncio.sleep(0.01))])
-        await asyncio.to_thread(self._spawner.close)
+        for spawner in self._spawners.values():
+            await asyncio.to_thread(spawner.close)
         self.rooms.close()
 
 

@@ -5,6 +5,7 @@ import marshal
 import os
 import socket
 import subprocess
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,10 +24,13 @@ class Spawner:
 
     Args:
         interpreter: runs it; needs nothing but the standard library.
+        confine: whether Landlock confines the signals of supervisors, see spawner.main.
     """
 
-    def __init__(self, interpreter: str) -> None:
+    def __init__(self, interpreter: str, confine: bool) -> None:
         self._interpreter = interpreter
+        self._confine = confine
+        self._lock = threading.Lock()  # commands are launched from several threads
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
@@ -58,11 +62,12 @@ class Spawner:
         self._socket = self._process = None
 
     def _send(self, fds: list[int]) -> None:
-        try:
-            socket.send_fds(self._started(), [MESSAGE], fds)
-        except (BrokenPipeError, ConnectionResetError):  # it was killed; commands that ran have gone on
-            self.close()
-            socket.send_fds(self._started(), [MESSAGE], fds)
+        with self._lock:
+            try:
+                socket.send_fds(self._started(), [MESSAGE], fds)
+            except (BrokenPipeError, ConnectionResetError):  # it was killed; commands that ran have gone on
+                self.close()
+                socket.send_fds(self._started(), [MESSAGE], fds)
 
     def _started(self) -> socket.socket:
         if self._socket is None:
@@ -70,7 +75,7 @@ class Spawner:
             self._socket.settimeout(SEND_S)
             with theirs:
                 self._process = subprocess.Popen(
-                    [self._interpreter, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno())],
+                    [self._interpreter, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno()), str(int(self._confine))],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),

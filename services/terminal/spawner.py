@@ -1,4 +1,4 @@
-"""The program that keeps supervisors ready: `python -I -S -c BOOT ROOT SOCKET_FD`.
+"""The program that keeps supervisors ready: `python -I -S -c BOOT ROOT SOCKET_FD CONFINE`.
 
 One runs beside the service, single-threaded and without the service's memory, descriptors and environment; the service
 itself has threads and must not fork. It keeps a few guards with their supervisors waiting, forked and confined before
@@ -16,28 +16,37 @@ import socket
 from services.terminal import guard, kernel, seccomp
 from services.terminal.supervisor import receive, refused, say
 
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from services.terminal.spawner import main; main(int(sys.argv[2]))"
+BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from services.terminal.spawner import main; "
+    "main(*map(int, sys.argv[2:]))"
+)
 READY, FEW = 4, 2  # guards that wait for a command; with few left, more are forked at once
 QUIET_MS = 20  # else when no command has come for this long
 REAP_EVERY_MS = 1000
 
 
-def main(socket_fd: int) -> None:
-    """Keeps guards ready until the service closes the socket."""
+def main(socket_fd: int, confine: int) -> None:
+    """Keeps guards ready until the service closes the socket.
+
+    Args:
+        confine: 1 when Landlock shall confine their signals. Not in the strong tier, whose commands need mounts, and
+            all end with their init.
+    """
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the operator's, meant for the service
     for network in (False, True):
         seccomp.program(os.uname().machine, network)  # made once, and found by all who are forked from here
     gc.freeze()
     with socket.socket(fileno=socket_fd) as service:
-        _Spawner(service).run()
+        _Spawner(service, bool(confine)).run()
 
 
 class _Spawner:
     """Counts who is ready and forks who is missing."""
 
-    def __init__(self, service: socket.socket) -> None:
+    def __init__(self, service: socket.socket, confine: bool) -> None:
         self._service = service
+        self._confine = confine
         self._taken, self._tell = os.pipe()  # a guard's id, when it has got a command
         self._ready: set[int] = set()
 
@@ -72,7 +81,7 @@ class _Spawner:
     def _become_guard(self) -> None:
         try:
             os.close(self._taken)
-            guard.stand_by(self._service, self._tell)
+            guard.stand_by(self._service, self._tell, self._confine)
         finally:
             os._exit(0)  # whatever goes wrong, the spawner's code must not go on in this process
 

@@ -32,11 +32,11 @@ SIGKILL, SIGXCPU, SIGXFSZ = 9, 24, 25
 OVERHEAD = {"strong": 2}
 
 
-def serve(service: socket.socket, guard: socket.socket, tell: int) -> None:
+def serve(service: socket.socket, guard: socket.socket, tell: int, confine: bool) -> None:
     """Waits for a command and supervises it. Returns when nothing of it is left, or when there will be none."""
     os.setsid()  # a signal to the guard's group must not reach both
     kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
-    confined = take_charge()  # nested in the guard's hold, or the guard would be within reach
+    confined = take_charge(confine)  # nested in the guard's hold, or the guard would be within reach
     job = receive(service)
     if job is None:
         return
@@ -61,12 +61,15 @@ def receive(service: socket.socket) -> Job | None:
     return job
 
 
-def take_charge() -> bool:
+def take_charge(confine: bool) -> bool:
     """Makes this process the one that all it starts falls to.
 
-    Returns whether the kernel confines its signals to that.
+    Args:
+        confine: whether the kernel shall confine its signals to that, if it can.
+
+    Returns whether it does.
     """
-    version = landlock.abi()
+    version = landlock.abi() if confine else 0
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     confined = version >= landlock.SCOPES_SINCE

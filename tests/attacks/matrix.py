@@ -11,17 +11,17 @@ class Matrix:
     """Makes a campaign when it is first asked for."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Setting, str], Verdicts | Missing] = {}
+        self._made: dict[tuple[Setting, str], Verdicts | Exception] = {}
 
     def verdicts(self, setting: Setting, tier: str) -> Verdicts:
         """Returns what became of all attacks. Raises Missing when the machine cannot have the tier."""
         if (setting, tier) not in self._made:
             try:
                 self._made[setting, tier] = run(setting, tier)
-            except Missing as missing:
-                self._made[setting, tier] = missing
+            except Exception as error:  # whatever it was, it is told once per test and not made again for each
+                self._made[setting, tier] = error
         found = self._made[setting, tier]
-        if isinstance(found, Missing):
+        if isinstance(found, Exception):
             raise found.with_traceback(None)
         return found
 

@@ -105,7 +105,6 @@ OPTIONAL = frozenset(
         "victim_root",
         "victim_folder",
         "victim_compare",
-        "descriptors_of_all",
         "environ_of_all",
         "read_by_roots_of_all",
         "read_by_folders_of_all",

@@ -90,7 +90,9 @@ for fd in range(3, 4096):
         proof(f'descriptor {fd} is open')""",
     "standard_input": "os.ftruncate(0, 1 << 20); proof('standard input grew')",
 }
-ON_EVERYBODY = ("kill_all", "renice_user")  # where nothing contains them, they touch every process of the user
+# Where nothing contains them they harm every process of the user, the tests' own too: by a signal, by a priority, by
+# taking what is in its pipes.
+ON_EVERYBODY = ("kill_all", "renice_user", "descriptors_of_all")
 # Those above it: the supervisor and the guard, which stay outside of the sandbox.
 PARENTS = """
 for TARGET in {os.getppid(), 1, *range(max(2, os.getpid() - 4), os.getpid())} - {os.getpid()}:
