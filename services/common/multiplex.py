@@ -23,7 +23,8 @@ BATCH_BYTES = 1024 * 1024
 BATCH_ITEMS = 1024
 # What wraps a message on a stream, beyond the largest that a call of its own may have.
 FRAME_BYTES = 64 * 1024
-WAITING_BYTES = 4 * BATCH_BYTES  # of answers that the caller has not taken yet, before their calls wait
+WAITING_BYTES = BATCH_BYTES  # of answers that the caller has not taken yet, before their calls wait
+ANSWER_BYTES = 128  # what an answer takes beyond its message, so that empty ones count too
 
 
 def batch(waiting: deque[Any], size: Callable[[Any], int]) -> list[Any]:
@@ -102,11 +103,9 @@ class _Stream:
                 self._bell.clear()
                 if reader.done():
                     reader.result()
-                if self._leave and not told:
-                    told = True
-                    await self._context.write(multiplex_pb2.CarryResponse(leaving=True))
-                while self._answers:
-                    await self._context.write(multiplex_pb2.CarryResponse(answers=self._taken()))
+                while self._answers or (self._leave and not told):
+                    told, leaving = told or self._leave, self._leave and not told
+                    await self._context.write(multiplex_pb2.CarryResponse(answers=self._taken(), leaving=leaving))
         finally:  # also when the caller is gone: nobody waits for its calls any more
             left = [reader, *self._calls.values()]
             for task in left:
@@ -150,6 +149,11 @@ class _Stream:
             ended = aborted.status
         except TimeoutError:
             ended = Status(code=grpc.StatusCode.DEADLINE_EXCEEDED.value[0], message="Deadline Exceeded")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # nobody wants to know
+                raise
+            ended = Status(code=grpc.StatusCode.CANCELLED.value[0], message="Cancelled by the server.")
         except Exception as error:  # handlers map their errors themselves; what is left is a fault of this stream
             log.exception("a carried call of %s failed", call.method)
             ended = Status(code=grpc.StatusCode.UNKNOWN.value[0], message=type(error).__name__)
@@ -183,7 +187,7 @@ class _Stream:
 
 
 def _size(answer: multiplex_pb2.CarriedAnswer) -> int:
-    return len(answer.message) if answer.HasField("message") else answer.ended.ByteSize()
+    return ANSWER_BYTES + (len(answer.message) if answer.HasField("message") else answer.ended.ByteSize())
 
 
 class _Aborted(Exception):

@@ -53,12 +53,18 @@ async def single(
 class Lines:
     """Makes calls over a channel, each on the stream of the server with the fewest calls under way.
 
+    Args:
+        max_request_bytes: of one request; a larger one is refused with RESOURCE_EXHAUSTED, as gRPC does, because on a
+            stream it would end every other call too.
+
     Servers are looked for while there are calls: at the first one, then every LOOK_S. A look opens a stream; one that
     meets a server for the first time is followed by another at once.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, max_request_bytes: int) -> None:
         self._channel = channel
+        self._max = max_request_bytes
+        self._closed = False
         self._stub = multiplex_pb2_grpc.MultiplexStub(channel)
         self._lines: dict[str, _Line] = {}  # by the server's name
         self._singly = False  # the last server that was met has no Multiplex
@@ -76,6 +82,9 @@ class Lines:
 
         Raises AioRpcError when the call ends with anything but OK, or when its stream breaks.
         """
+        if (size := request.ByteSize()) > self._max:
+            text = f"Sent message larger than max ({size} vs. {self._max})"
+            raise rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         line = await self._line()
         if line is None:
             async with single(self._channel, method, request, seconds, correlation_id) as answers:
@@ -89,17 +98,24 @@ class Lines:
 
     async def close(self) -> None:
         """Ends all streams, and with them their calls."""
+        self._closed = True
         if self._look is not None:
             self._look.cancel()
+            await asyncio.wait([self._look])
         await asyncio.gather(*(line.close() for line in list(self._lines.values())))
 
     async def _line(self) -> "_Line | None":
         """Returns the line for a call, None when it has to go singly. Raises AioRpcError when nobody is there."""
+        if self._closed:
+            raise rpc_error(grpc.StatusCode.CANCELLED, "The channel is closed.")
         free = self._free()
         if self._look is None and (asyncio.get_running_loop().time() >= self._next_look or not (free or self._singly)):
             self._begin_look()
         if not free and not self._singly and self._look is not None:
-            await asyncio.shield(self._look)
+            await asyncio.wait([look := self._look])
+            if look.cancelled():
+                raise rpc_error(grpc.StatusCode.CANCELLED, "The channel was closed.")
+            look.result()
             free = self._free()
         return min(free, key=lambda line: line.load, default=None)
 
@@ -114,7 +130,7 @@ class Lines:
         self._look = None
         self._next_look = asyncio.get_running_loop().time() + LOOK_S
         # Whoever waits for the look is told of its error; when nobody does, the next call finds out for itself.
-        if not look.cancelled() and look.exception() is None and look.result():
+        if not look.cancelled() and look.exception() is None and look.result() and not self._closed:
             self._begin_look()
 
     async def _meet(self) -> bool:
@@ -125,7 +141,9 @@ class Lines:
             async with asyncio.timeout(HELLO_S):
                 hello: Any = await stream.read()
             self._singly = False
-            if hello is not grpc.aio.EOF and hello.server not in self._lines:
+            if hello is None:
+                raise rpc_error(grpc.StatusCode.INTERNAL, "The server began with what is no message.")
+            if hello is not grpc.aio.EOF and not hello.leaving and hello.server not in self._lines:
                 self._lines[hello.server] = _Line(stream, lost=lambda: self._lines.pop(hello.server))
                 kept = True
         except grpc.aio.AioRpcError as error:
@@ -197,6 +215,10 @@ class _Line:
         error = rpc_error(grpc.StatusCode.UNAVAILABLE, "The server ended the stream.")
         try:
             while (response := await self._stream.read()) is not grpc.aio.EOF:
+                if response is None:  # what grpc.aio makes of bytes that cannot be parsed
+                    self._stream.cancel()
+                    error = rpc_error(grpc.StatusCode.INTERNAL, "The server sent what is no message.")
+                    break
                 for answer in response.answers:
                     self._hear(answer)
                 if response.leaving:
@@ -204,7 +226,9 @@ class _Line:
                 if self.leaving:
                     self._bell.set()
         except grpc.aio.AioRpcError as broken:
-            error = broken
+            # A write that meets the end of the connection becomes INTERNAL in grpc.aio; the server is gone all the same.
+            internal = broken.code() == grpc.StatusCode.INTERNAL
+            error = rpc_error(grpc.StatusCode.UNAVAILABLE, "The stream broke.") if internal else broken
         finally:
             self.leaving = True
             self._lost()

@@ -69,8 +69,8 @@ class GrpcRouter:
             capability: grpc.aio.insecure_channel(target, options=OPTIONS) for capability, target in targets.items()
         }
         self._stopped = False
-        self._researcher = Lines(self._channels[Capability.CAPABILITY_RESEARCHER])
-        self._writer = Lines(self._channels[Capability.CAPABILITY_REPORT_WRITER])
+        self._researcher = Lines(self._channels[Capability.CAPABILITY_RESEARCHER], MAX_MESSAGE_BYTES)
+        self._writer = Lines(self._channels[Capability.CAPABILITY_REPORT_WRITER], MAX_MESSAGE_BYTES)
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
 
