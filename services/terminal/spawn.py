@@ -101,8 +101,9 @@ def _file(owner: ExitStack, content: bytes) -> int:
     """Returns a file in memory that nobody can change, so that it needs no feeding and cannot grow."""
     fd = os.memfd_create("conductor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     owner.callback(os.close, fd)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(content)
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
     os.lseek(fd, 0, os.SEEK_SET)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd

@@ -1,9 +1,13 @@
 """Lends each command a user of its own, out of UIDS, so that no two commands on a machine share one."""
 
 import errno
+import itertools
 import socket
 
 from services.terminal.policy import UIDS
+
+# In turn, because the last one lent is held for a moment after its command, and a try that fails is not free.
+_turns = itertools.cycle(UIDS)
 
 
 def lend() -> tuple[int, socket.socket] | None:
@@ -12,7 +16,8 @@ def lend() -> tuple[int, socket.socket] | None:
     The lease is a name among the abstract unix sockets: it falls back when the last process that holds the socket ends,
     however that happens, and it holds among all services that share the machine's network namespace.
     """
-    for uid in UIDS:
+    for _ in UIDS:
+        uid = next(_turns)
         lease = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             lease.bind(f"\0conductor-terminal-uid-{uid}")
