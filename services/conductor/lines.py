@@ -226,7 +226,7 @@ class _Line:
                 if self.leaving:
                     self._bell.set()
         except grpc.aio.AioRpcError as broken:
-            # A write that meets the end of the connection becomes INTERNAL in grpc.aio; the server is gone all the same.
+            # A write that meets the end of the connection is INTERNAL in grpc.aio; the server is gone all the same.
             internal = broken.code() == grpc.StatusCode.INTERNAL
             error = rpc_error(grpc.StatusCode.UNAVAILABLE, "The stream broke.") if internal else broken
         finally:
