@@ -181,6 +181,7 @@ async def served(folder: Path, **options: Any) -> AsyncIterator[tuple[Any, Sandb
         yield terminal_pb2_grpc.TerminalStub(channel), sandbox
     await sandbox.close()
     await service.stop(1)
+    sandbox.rooms.close()
     await calls.close()
 
 

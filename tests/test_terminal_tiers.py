@@ -23,6 +23,7 @@ from tests.terminals import (
     request,
     rest_of,
     run,
+    served,
     serving,
 )
 
@@ -225,3 +226,41 @@ async def test_a_network_needs_the_strong_tier(folder: Path) -> None:
             async with refusal("PROGRAM_REFUSED") as said:
                 await run(stub, "true", network=terminal_pb2.NETWORK_LOOPBACK)
             assert said["tier"] == "standard"
+
+
+# ---- both tiers, held to a list of programs ----
+
+LISTED = """
+[[program]]
+path = "/usr/bin/c*"
+[[program]]
+path = "/usr/bin/dash"
+[script]
+allowed = true
+"""
+
+
+@pytest.mark.parametrize("tier", ["standard", "strong"])
+async def test_what_comes_by_stdin_cannot_be_executed(folder: Path, tier: str) -> None:
+    policy = folder / "policy.toml"
+    policy.write_text(LISTED)
+    policy.chmod(0o644)
+    with serving(folder, tier=tier, policy=str(policy)) as process:
+        async with process.stub() as stub:
+            if not (await capabilities(stub)).available:
+                pytest.skip(f"no {tier} tier on this machine")
+            program = await asyncio.to_thread(Path("/usr/bin/id").read_bytes)
+            script = "exec /proc/self/fd/0 -u || exec /dev/stdin -u"
+            assert b"0" not in (await run(stub, script=script, stdin=program)).stdout
+            copied = "cat > /tmp/x; chmod 700 /tmp/x; /tmp/x -u; for l in /lib64/ld-*; do $l /tmp/x -u; done"
+            assert not (await run(stub, script=copied, stdin=program)).stdout
+
+
+async def test_a_command_that_reads_its_own_output_cannot_stop_the_service(folder: Path) -> None:
+    """It can open the pipe, take what it wrote between the service's look and its read, and leave that read waiting."""
+    async with served(folder) as (stub, sandbox):
+        call = stub.Run(request("sleep", "30"))
+        await call.read()
+        [running] = sandbox._running
+        assert not any(map(os.get_blocking, (running._pipes.stdout, running._pipes.stderr, running._pipes.status)))
+        call.cancel()

@@ -31,6 +31,7 @@ async def serve(stop: asyncio.Event) -> None:
     await service.drain()
     await sandbox.close()
     await service.stop(settings.grace)
+    sandbox.rooms.close()
     await calls.close()
 
 

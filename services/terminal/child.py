@@ -156,7 +156,8 @@ def _session(job: Job) -> None:
 def _rlimits(job: Job) -> None:
     cpu = job["cpu_s"] + CPU_SLACK_S
     limits = [
-        (resource.RLIMIT_CORE, 0, 0),
+        # Not 0: a helper that the machine pipes core dumps to would be run all the same (core(5)).
+        (resource.RLIMIT_CORE, 1, 1),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_NOFILE, *2 * (job["open_files"],)),

@@ -12,28 +12,30 @@ import socket
 import time
 
 from services.terminal import kernel, tree
-from services.terminal.supervisor import REAP_EVERY_S, SIGKILL, serve, take_charge
+from services.terminal.supervisor import REAP_EVERY_S, end_with, serve, take_charge
 
 
-def stand_by(service: socket.socket, tell: int, confine: bool) -> None:
+def stand_by(service: socket.socket, tell: int, confine: bool, spawner: int) -> None:
     """Starts a supervisor that waits for a command, and ends what it should leave.
 
     Returns when nothing of the command is left; its status pipe is open until then, for the service to see.
     """
     os.setsid()
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
+    end_with(spawner)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     confined = take_charge(confine)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    me = os.getpid()
     supervisor = os.fork()
     if supervisor == 0:
         ours.close()
-        serve(service, theirs, tell, confine)
+        serve(service, theirs, tell, confine, me)
         return
     service.close()
     theirs.close()
     os.close(tell)
-    uid, _, _, _ = socket.recv_fds(ours, 16, 1)  # and the status pipe, only to hold it
+    uid, _, _, _ = socket.recv_fds(ours, 16, 2)  # and the status pipe and the lease, only to hold them
+    ours.close()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 0)
     os.waitpid(supervisor, 0)
     while uid and _left():

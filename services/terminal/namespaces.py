@@ -113,7 +113,8 @@ def build(job: Job) -> None:
     os.mkdir(PROC, 0o555)
     kernel.mount("proc", PROC, "proc", _NOSUID | _NODEV | _NOEXEC, None)
     os.mkdir("/tmp", 0o700)  # noqa: S108
-    kernel.mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, _SCRATCH)  # noqa: S108
+    executable = 0 if job["workspace_execute"] else _NOEXEC
+    kernel.mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | executable, _SCRATCH)  # noqa: S108
     home, inputs = os.fsdecode(job["home"]), os.fsdecode(job["inputs"])
     _bind(home, _ATTR_NOSUID | _ATTR_NODEV | (0 if job["workspace_execute"] else _ATTR_NOEXEC))
     _bind(inputs, _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC | _ATTR_RDONLY)

@@ -50,9 +50,10 @@ class Rooms:
         self.sweep()
 
     def close(self) -> None:
-        """Lets go of the folder. Nothing may be in use."""
+        """Lets go of the folder. Nothing may be in use, and nothing may be asked for any more."""
         if self._root >= 0:
             os.close(self._root)
+            self._root = -1
 
     def take(self, name: str, uid: int) -> Workspace:
         """Returns a workspace for a command's user (0: the own one); `give_back` it.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 
 from services.terminal.outputs import OutputFile
 from services.terminal.policy import Bounds
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 65_536
 # After a command has ended, its pipes are closed when they have been silent for this long. All who could write to
@@ -130,7 +133,10 @@ class Running:
             if not ready and self._ended.done():
                 return
             for fd in ready:
-                data = os.read(fd, CHUNK_BYTES)
+                try:
+                    data = os.read(fd, CHUNK_BYTES)
+                except BlockingIOError:
+                    continue  # the command was first
                 stderr = streams[fd]
                 if not data:
                     del streams[fd]
@@ -151,19 +157,30 @@ class Running:
 
     async def _watch(self, conclude: Callable[[], Left], on_done: Callable[["Running"], None]) -> None:
         try:
-            # Its last word is that no process of the tree is left. Without one the status pipe ends when supervisor and
-            # guard have, which comes to the same.
-            async for said in _lines(self._pipes.status):
-                self._hear(said)
-                if said["event"] != "started":
-                    break
-            os.close(self._pipes.status)
+            await self._listen()
             self.left = await asyncio.to_thread(conclude)
         finally:
             on_done(self)
             for future in (self._begun, self._ended):
                 if not future.done():
                     future.set_result(Lost())
+
+    async def _listen(self) -> None:
+        """Hears the supervisor until its last word, which is that no process of the tree is left.
+
+        Without one the status pipe ends when supervisor and guard have, which comes to the same.
+        """
+        try:
+            async for said in _lines(self._pipes.status):
+                self._hear(said)
+                if said["event"] != "started":
+                    return
+        except (ValueError, KeyError, asyncio.InvalidStateError):
+            log.exception("a supervisor said what it cannot say; its command is ended")
+            self.cancel()
+            await _ended(self._pipes.status)
+        finally:
+            os.close(self._pipes.status)
 
     def _hear(self, said: dict[str, Any]) -> None:
         match said["event"]:
@@ -194,6 +211,14 @@ async def _lines(fd: int) -> AsyncIterator[dict[str, Any]]:
         *lines, text = (text + part).split(b"\n")
         for line in lines:
             yield json.loads(line)
+
+
+async def _ended(fd: int) -> None:
+    """Waits for the end of a pipe."""
+    while True:
+        await _readable([fd], None)
+        if not os.read(fd, CHUNK_BYTES):
+            return
 
 
 async def _readable(fds: Iterable[int], timeout_s: float | None) -> list[int]:

@@ -18,6 +18,7 @@ from services.terminal.spawn import Spawner
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 600.0
+CLOSE_S, POLL_S = 10.0, 0.01
 
 
 class Sandbox:
@@ -176,13 +177,16 @@ class Sandbox:
         self._closing = True
         if self._sweeper is not None:
             self._sweeper.cancel()
+        patience = asyncio.get_running_loop().time() + CLOSE_S
         while self._taken:
             for each in self._running:
                 each.cancel()
-            await asyncio.wait([each.done for each in self._running] or [asyncio.create_task(asyncio.sleep(0.01))])
+            await asyncio.sleep(POLL_S)
+            if asyncio.get_running_loop().time() > patience:
+                break  # a spawner hangs, and with it who waits in its socket
         for spawner in self._spawners.values():
             await asyncio.to_thread(spawner.close)
-        self.rooms.close()
+        await asyncio.gather(*(each.done for each in tuple(self._running)))
 
 
 def _abandon(starting: "asyncio.Task[Running]") -> None:

@@ -16,6 +16,7 @@ from services.terminal.spawner import BOOT
 
 ROOT = str(Path(__file__).parents[2])  # where the spawner finds its modules
 SEND_S = 5.0  # how long the spawner may leave a command lying, on a machine that is very busy
+_SEAL_EXEC = 0x20  # F_SEAL_EXEC, Linux 6.3: nobody can make it executable again
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -49,15 +50,19 @@ class Spawner:
             if order["uid"]:
                 for fd in (stdout, stderr):  # else /dev/stdout could not be opened
                     os.fchown(fd, order["uid"], order["uid"])
+            for fd in (status, stdout, stderr):
+                # A command may open its own output for reading and be first: a read here must never wait.
+                os.set_blocking(fd, False)
             self._send([_file(theirs, marshal.dumps(dict(order))), *_descriptors(order)])
             ours.pop_all()
         return Pipes(hang_up, status, stdout, stderr)
 
     def close(self) -> None:
-        """Ends the spawner; commands go on, and end with their control pipes."""
+        """Ends the spawner; commands that have begun go on, and end with their control pipes."""
         if self._socket is not None:
             self._socket.close()
         if self._process is not None:
+            self._process.kill()  # it may be stopped; what lies in its socket ends with it
             self._process.wait()
         self._socket = self._process = None
 
@@ -98,14 +103,21 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
 
 
 def _file(owner: ExitStack, content: bytes) -> int:
-    """Returns a file in memory that nobody can change, so that it needs no feeding and cannot grow."""
+    """Returns a file in memory that nobody can change, so that it needs no feeding and cannot grow.
+
+    Nor can it be executed: it would pass by the list of programs that may run, which Landlock holds for files on disk.
+    """
     fd = os.memfd_create("conductor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     owner.callback(os.close, fd)
     left = memoryview(content)
     while left:
         left = left[os.write(fd, left) :]
     os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    os.fchmod(fd, 0o444)
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | _SEAL_EXEC)
+    except OSError:  # an older kernel
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
 
 

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import traceback
 
 from services.terminal import guard, kernel, seccomp
 from services.terminal.supervisor import receive, refused, say
@@ -49,6 +50,7 @@ class _Spawner:
         self._confine = confine
         self._taken, self._tell = os.pipe()  # a guard's id, when it has got a command
         self._ready: set[int] = set()
+        self._pid = os.getpid()
 
     def run(self) -> None:
         poll = select.poll()
@@ -81,9 +83,11 @@ class _Spawner:
     def _become_guard(self) -> None:
         try:
             os.close(self._taken)
-            guard.stand_by(self._service, self._tell, self._confine)
+            guard.stand_by(self._service, self._tell, self._confine, self._pid)
+        except Exception:  # whatever it is, the spawner's code must not go on in this process
+            traceback.print_exc()  # to the service's log
         finally:
-            os._exit(0)  # whatever goes wrong, the spawner's code must not go on in this process
+            os._exit(0)
 
     def _refuse(self, number: int) -> None:
         """Answers what has come, as nobody else can."""

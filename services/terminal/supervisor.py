@@ -32,22 +32,29 @@ SIGKILL, SIGXCPU, SIGXFSZ = 9, 24, 25
 OVERHEAD = {"strong": 2}
 
 
-def serve(service: socket.socket, guard: socket.socket, tell: int, confine: bool) -> None:
+def serve(service: socket.socket, guard: socket.socket, tell: int, confine: bool, above: int) -> None:
     """Waits for a command and supervises it. Returns when nothing of it is left, or when there will be none."""
     os.setsid()  # a signal to the guard's group must not reach both
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
+    end_with(above)
     confined = take_charge(confine)  # nested in the guard's hold, or the guard would be within reach
     job = receive(service)
     if job is None:
         return
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 0)
     service.close()
-    socket.send_fds(guard, [b"%d" % job["uid"]], [job["status_fd"]])
+    socket.send_fds(guard, [b"%d" % job["uid"]], [job["status_fd"], job["uid_fd"]])
     guard.close()
     if landlock.abi() < job["minimum_abi"]:
         say(job["status_fd"], refused("landlock", errno.EOPNOTSUPP))
         return
     Supervisor(job, confined, tell).run()
+
+
+def end_with(parent: int) -> None:
+    """Has this process end with its parent, which may be gone already."""
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def receive(service: socket.socket) -> Job | None:
@@ -106,7 +113,11 @@ class Supervisor:
 
     def run(self) -> None:
         """Runs the job to its end. Returns when no descendant is left."""
-        report, verdict = self._fork()
+        try:
+            report, verdict = self._fork()
+        except OSError as error:
+            say(self._job["status_fd"], refused("supervisor", error.errno or 0))
+            return
         # The kernel may not let a process of the same user look into this one.
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         words = self._set_up(report)

@@ -5,8 +5,7 @@
 import contextlib
 import os
 
-SIGKILL, SIGSTOP = 9, 19
-MANY = 1_000_000
+SIGKILL = 9
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_KIB = (b"RssAnon:", b"RssShmem:", b"VmSwap:")
 _PROPORTIONAL_KIB = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")
@@ -86,23 +85,25 @@ def deleted_open_bytes(pids: list[int], device: int) -> int:
 
 
 def kill(uid: int, confined: bool) -> None:
-    """Sends SIGKILL to everything below this process.
+    """Sends SIGKILL to everything below this process; to be called until nothing is left.
 
     Args:
         uid: the user that only the processes below have, 0 when they have this one's.
         confined: whether `landlock.confine_signals` holds this process. With either, it is one step of the kernel, and
-            nothing can fork away from it. With neither, processes are stopped and killed one by one: whoever forks all
-            the time needs more than one call.
+            nothing can fork away from it. With neither, this process's children are killed: nobody else can reap them,
+            so no other process can have got their numbers. What they leave falls to this process, for the next call; in
+            the strong tier one of them is the init, and with it goes everything.
     """
-    if uid:
-        _kill_user(uid)
-    elif confined:
+    with contextlib.suppress(OSError):  # no process to spare for the helper
+        if uid:
+            _kill_user(uid)
+            return
+    if confined:
         _kill_reachable()
-    else:
-        for number in (SIGSTOP, SIGKILL):
-            for pid in descendants(os.getpid(), MANY):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
+        return
+    for pid in _children(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, SIGKILL)
 
 
 def _kill_user(uid: int) -> None:
