@@ -98,14 +98,17 @@ class _Stream:
         reader.add_done_callback(lambda _: self._bell.set())
         told = False
         try:
-            while not (reader.done() and not self._calls and not self._answers):
-                await self._bell.wait()
-                self._bell.clear()
+            while True:
                 if reader.done():
-                    reader.result()
-                while self._answers or (self._leave and not told):
+                    reader.result()  # raises what was wrong with the stream
+                    if not self._calls and not self._answers:
+                        return
+                if self._answers or (self._leave and not told):
                     told, leaving = told or self._leave, self._leave and not told
                     await self._context.write(multiplex_pb2.CarryResponse(answers=self._taken(), leaving=leaving))
+                else:
+                    await self._bell.wait()
+                    self._bell.clear()
         finally:  # also when the caller is gone: nobody waits for its calls any more
             left = [reader, *self._calls.values()]
             for task in left:
