@@ -98,7 +98,7 @@ EXECUTE = "import os, sys; os.execve(sys.argv[1], sys.argv[2:], {})"
 
 
 def executed(place: Place, allowed: Allowed, *argv: str) -> str:
-    """Executes what was allowed as the launcher does, in the workspace. Returns its output."""
+    """Executes what was allowed as a supervisor does, in the workspace. Returns its output."""
     assert allowed.identity == identity(allowed.path, place.fd)
     command = [PYTHON, "-I", "-S", "-c", EXECUTE, allowed.path, *argv]
     return subprocess.run(command, cwd=place.path, env={}, capture_output=True, check=True).stdout.decode()
@@ -623,7 +623,7 @@ def test_a_rule_that_matches_nothing_is_told_in_the_log(place: Place, caplog: py
     ]
 
 
-# Takes the paths of a policy as the launcher does, and executes a command under them.
+# Takes the paths of a policy as a supervisor does, and executes a command under them.
 CONFINED = """
 import json, os, sys
 from services.terminal import kernel, landlock, policy

@@ -90,7 +90,7 @@ def stopping() -> Refusal:
 
 
 def lost() -> Refusal:
-    """The launcher was killed from outside."""
+    """The supervisor was killed from outside, or a spawner that had the command in hand."""
     text = "The command's supervisor was killed, and the command with it. The service's log may say why."
     return Refusal(Reason.ERROR_REASON_INTERNAL, text)
 
