@@ -386,4 +386,6 @@ async def test_nothing_begins_after_closing(lines: Lines) -> None:
         await asyncio.sleep(0)
     await lines.close()
     await asyncio.gather(call, return_exceptions=True)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await ask(lines)
     assert tasks() == []
