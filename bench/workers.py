@@ -97,12 +97,12 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
     async def WriteArtifact(
         self, request: report_writer_pb2.WriteArtifactRequest, context: Context
     ) -> report_writer_pb2.WriteArtifactResponse:
-        raise NotImplementedError  # no task of a benchmark runs a command
+        raise AssertionError("no task of a benchmark runs a command, so none has an artefact")
 
     def GetArtifact(
         self, request: report_writer_pb2.GetArtifactRequest, context: Context
     ) -> AsyncIterator[report_writer_pb2.GetArtifactResponse]:
-        raise NotImplementedError
+        raise AssertionError("no task of a benchmark runs a command, so none has an artefact")
 
 
 def _researcher(ledger: Ledger | None) -> Service:

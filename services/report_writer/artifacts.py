@@ -82,7 +82,7 @@ class Artifacts:
         try:
             if _described(name, descriptor).sha256 != sha256:
                 raise Different
-        except BaseException:
+        except BaseException:  # the descriptor is nobody else's yet; it is raised on
             os.close(descriptor)
             raise
         return descriptor

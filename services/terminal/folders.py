@@ -45,7 +45,7 @@ def _unlock(parent: int | None, name: str) -> int:
     try:
         # fchmod(2) refuses such a descriptor and chmod(2) by name would follow a link that is put there now.
         os.chmod(_path(node), 0o700)  # noqa: PTH101 - the path of a descriptor
-    except BaseException:
+    except BaseException:  # the descriptor is nobody else's yet; it is raised on
         os.close(node)
         raise
     return node

@@ -67,7 +67,7 @@ class Rooms:
         self._occupy(folder, name)
         try:
             return (workspace.adopt if name else workspace.create)(self._root, folder, uid)
-        except BaseException:
+        except BaseException:  # what was taken is given back, whatever went wrong; it is raised on
             self._leave(folder)
             raise
 

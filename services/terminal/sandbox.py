@@ -147,7 +147,7 @@ class Sandbox:
     async def _start(self, order: Order) -> Running:
         try:
             launched = await asyncio.to_thread(self._launcher.launch, order, self._policy)
-        except BaseException:
+        except BaseException:  # the slot is given back, whatever went wrong; it is raised on
             self._taken -= 1
             raise
         running = self._follow(launched)

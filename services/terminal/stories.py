@@ -136,7 +136,7 @@ class Folder:
                 raise PermissionError(errno.EPERM, "it belongs to another user")
             os.fchmod(self._fd, 0o700)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
+        except BaseException:  # the file is nobody else's yet; it is raised on
             os.close(self._fd)
             raise
 
@@ -157,7 +157,7 @@ class Folder:
         fd = os.open(call_id + SUFFIX, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=self._fd)
         try:
             write(fd, header.pack(), 0)
-        except BaseException:
+        except BaseException:  # the file is nobody else's yet; it is raised on
             os.close(fd)
             self.remove(call_id)
             raise

@@ -120,7 +120,7 @@ def open_root(path: Path, mode: int) -> int:
             # In a shared temporary directory somebody else may have been there first.
             raise PermissionError(errno.EPERM, "it belongs to another user, or others may write to it")
         fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
+    except BaseException:  # nothing half-made is left, whatever went wrong; it is raised on
         os.close(root)
         raise
     return root
@@ -132,7 +132,7 @@ def create(root: int, name: str, uid: int) -> Workspace:
     os.mkdir(name, 0o700, dir_fd=root)
     try:
         return _open(root, name, uid)
-    except BaseException:
+    except BaseException:  # nothing half-made is left, whatever went wrong; it is raised on
         with contextlib.suppress(OSError):  # what is left is swept at the next start
             folders.remove(root, name)
         raise
@@ -196,7 +196,7 @@ def put_inputs(workspace: Workspace, files: Iterable[tuple[str, bytes]]) -> None
     try:
         for name, content in files:
             _write(workspace.inputs, _checked(name), content)
-    except BaseException:
+    except BaseException:  # nothing half-made is left, whatever went wrong; it is raised on
         folders.empty(workspace.inputs)
         raise
     finally:
