@@ -125,7 +125,9 @@ async def _settle(terminal: Terminal, stub: Any) -> None:
     """Waits until the Terminal has started what it starts for itself."""
     await _verdicts(terminal, stub, [Attack("settle", "pass")])
     seen: list[int] = []
+    deadline = time.monotonic() + QUIET_S
     while len(seen) < SETTLED or len(set(seen[-SETTLED:])) > 1:
+        assert time.monotonic() < deadline, f"the Terminal does not come to rest: {seen}"
         await asyncio.sleep(0.05)
         seen.append(len(_remains(terminal)["after_processes"]))
 
