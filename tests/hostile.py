@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from services.terminal import folders, kernel, workspace
+from services.common import kernel
+from services.terminal import folders, workspace
 
 NOBODY = 65_534
 ROOT = os.geteuid() == 0

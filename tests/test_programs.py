@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from conductor.v1 import error_pb2, terminal_pb2
 
+from services.common import landlock
 from services.common.config import ConfigError, TerminalSettings, load
 from services.common.errors import Refusal
-from services.terminal import landlock, lookup, policy_file, programs
+from services.terminal import lookup, policy_file, programs
 from services.terminal.lookup import View
 from services.terminal.policy_file import PolicyFile, Rule
 from services.terminal.programs import Allowed, Programs
@@ -626,7 +627,8 @@ def test_a_rule_that_matches_nothing_is_told_in_the_log(place: Place, caplog: py
 # Takes the paths of a policy as a supervisor does, and executes a command under them.
 CONFINED = """
 import json, os, sys
-from services.terminal import kernel, landlock, policy
+from services.common import kernel, landlock
+from services.terminal import policy
 executables, home, argv = json.loads(sys.argv[1])
 paths = [*policy.of_tier("standard", tuple(executables)).paths, (home, landlock.WORKSPACE & ~landlock.EXECUTE)]
 ruleset = landlock.build(landlock.abi(), paths, False)

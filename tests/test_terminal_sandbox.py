@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.terminal import seccomp
+from services.common import seccomp
 from tests.terminals import KINDS, NOBODY, PYTHON, Process, alive, open_folder, request, run, serving
 
 pytestmark = pytest.mark.skipif(not Path(PYTHON).exists(), reason="the attacks are written in Python")

@@ -12,7 +12,8 @@ import os
 import resource
 from typing import TYPE_CHECKING, NamedTuple
 
-from services.terminal import kernel, landlock, namespaces, seccomp, selftest
+from services.common import kernel, landlock, seccomp
+from services.terminal import namespaces, selftest
 from services.terminal.job import Job
 
 if TYPE_CHECKING:

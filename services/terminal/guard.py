@@ -11,7 +11,8 @@ import os
 import socket
 import time
 
-from services.terminal import kernel, tree
+from services.common import kernel
+from services.terminal import tree
 from services.terminal.supervisor import REAP_EVERY_S, end_with, serve, take_charge
 
 

@@ -20,7 +20,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from services.terminal import kernel
+from services.common import kernel
 from services.terminal.job import Job
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.terminal import folders, kernel
+from services.common import kernel
+from services.terminal import folders
 from services.terminal.globs import Globs
 
 MIB = 1024 * 1024

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from services.terminal import landlock
+from services.common import landlock
 
 # Users nobody else hands out: https://systemd.io/UIDS-GIDS has 60706 to 61183 as unused, and they exist in a container
 # whose user namespace maps 65536 users.

@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from services.terminal import kernel
+from services.common import kernel
 from services.terminal.job import Job
 
 if TYPE_CHECKING:

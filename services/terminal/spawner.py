@@ -14,7 +14,8 @@ import signal
 import socket
 import traceback
 
-from services.terminal import guard, kernel, seccomp
+from services.common import kernel, seccomp
+from services.terminal import guard
 from services.terminal.supervisor import receive, refused, say
 
 BOOT = (

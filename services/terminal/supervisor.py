@@ -19,7 +19,8 @@ import select
 import socket
 import time
 
-from services.terminal import child, kernel, landlock, tree, usage
+from services.common import kernel, landlock
+from services.terminal import child, tree, usage
 from services.terminal.job import FDS, MESSAGE, Job
 
 FIRST_POLL_S, LAST_POLL_S = 0.01, 0.05

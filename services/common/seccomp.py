@@ -10,7 +10,7 @@ import os
 import struct
 from functools import lru_cache
 
-from services.terminal import kernel
+from services.common import kernel
 
 NEWEST = 462  # mseal; from 424 on numbers are the same everywhere
 

@@ -8,7 +8,7 @@ import ctypes
 import errno
 import os
 
-from services.terminal import kernel
+from services.common import kernel
 
 KNOWN_ABI = 7  # the newest this module uses in full
 
