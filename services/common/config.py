@@ -135,10 +135,18 @@ class ResearcherSettings:
 
     listen: str = _setting(_address, "127.0.0.1:50052")
     roots: tuple[Path, ...] = _setting(_paths, "docs")  # folders it may read, separated by ':'
+    home: Path = _setting(_path, "var/researcher")  # indexes, researches and pages it keeps
+    sources: Path | None = _setting(_unless_empty(_path), "")  # TOML file of further sources, the web and a model
+    rescan: float = _setting(_seconds, "60")  # seconds after which folders are looked through without a sign of change
+    keep: float = _setting(_seconds, "86400")  # seconds an ended research is kept
     max_findings: int = _setting(_positive, "8")  # when the request names none
-    max_documents: int = _setting(_positive, "5000")
-    max_file_bytes: int = _setting(_positive, str(16 * MIB))
-    max_bytes: int = _setting(_positive, str(256 * MIB))
+    max_documents: int = _setting(_positive, "200000")
+    max_file_bytes: int = _setting(_positive, str(64 * MIB))
+    max_bytes: int = _setting(_positive, str(4 * GIB))
+    max_fetches: int = _setting(_positive, "40")  # requests to the web of one research
+    max_model_calls: int = _setting(_positive, "8")  # of one research, as the two below
+    max_model_tokens: int = _setting(_positive, "100000")
+    max_model_cost_micros: int = _setting(_positive, "1000000")  # where the model's prices are configured
     wall_time: float = _setting(_seconds, "60")  # when the request names none
     max_calls: int = _setting(_positive, "256")  # answered at once
     grace: float = _setting(_seconds, "10")
@@ -196,6 +204,16 @@ PREFIXES: Mapping[type, str] = {
 }
 
 Settings = TypeVar("Settings")
+
+
+def secret(name: str) -> str:
+    """Returns the value of the environment variable that a file of settings names for a key. Raises ConfigError."""
+    value = os.environ.get(name, "")
+    if not value:
+        raise ConfigError(
+            f"{name} is not set: put the key into this environment variable, or leave it out of the file."
+        )
+    return value
 
 
 def load(settings: type[Settings], environ: Mapping[str, str] | None = None) -> Settings:

@@ -149,6 +149,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NO_SOURCES: _ErrorReason.ValueType  # 22
     """No document source is configured or named. FAILED_PRECONDITION."""
+    ERROR_REASON_SOURCE_NOT_FOUND: _ErrorReason.ValueType  # 34
+    """No source has this name. NOT_FOUND. Sample: {"source": "manuals"}"""
+    ERROR_REASON_RESEARCH_NOT_FOUND: _ErrorReason.ValueType  # 35
+    """No research has this id, or it is not kept any more. NOT_FOUND. Sample: {"research_id": "0199…"}"""
     ERROR_REASON_COMMAND_FAILED: _ErrorReason.ValueType  # 23
     """The command ended by a signal, or with another exit code than 0 and was not marked allow_failure.
     FAILED_PRECONDITION. Sample: {"exit_code": "3", "command": "1"}
@@ -266,6 +270,10 @@ Sample: {"source": "../etc"}
 """
 ERROR_REASON_NO_SOURCES: ErrorReason.ValueType  # 22
 """No document source is configured or named. FAILED_PRECONDITION."""
+ERROR_REASON_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 34
+"""No source has this name. NOT_FOUND. Sample: {"source": "manuals"}"""
+ERROR_REASON_RESEARCH_NOT_FOUND: ErrorReason.ValueType  # 35
+"""No research has this id, or it is not kept any more. NOT_FOUND. Sample: {"research_id": "0199…"}"""
 ERROR_REASON_COMMAND_FAILED: ErrorReason.ValueType  # 23
 """The command ended by a signal, or with another exit code than 0 and was not marked allow_failure.
 FAILED_PRECONDITION. Sample: {"exit_code": "3", "command": "1"}

@@ -34,10 +34,18 @@ class WriteReportRequest(_message.Message):
     COMMANDS_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    SUB_QUESTIONS_FIELD_NUMBER: _builtins.int
+    CONTRADICTIONS_FIELD_NUMBER: _builtins.int
+    SEARCHED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task the report belongs to; it names the file, `reports/<task_id>.md`."""
     objective: _builtins.str
     """What was asked, as the person wrote it."""
+    outcome: _researcher_pb2.ResearchOutcome.ValueType
+    """How the research ended."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.Finding]:
         """Findings, best first. The first one leads the answer."""
@@ -54,6 +62,26 @@ class WriteReportRequest(_message.Message):
     def provenance(self) -> Global___Provenance:
         """Where the report comes from."""
 
+    @_builtins.property
+    def answer(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.AnswerSentence]:
+        """The answer in sentences, each tied to findings, as in ResearchResult.answer."""
+
+    @_builtins.property
+    def sub_questions(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.SubQuestion]:
+        """The parts of the objective with their findings, as in ResearchResult.sub_questions."""
+
+    @_builtins.property
+    def contradictions(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.Contradiction]:
+        """Findings that contradict each other, as in ResearchResult.contradictions."""
+
+    @_builtins.property
+    def searched(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.SearchedSource]:
+        """What was searched and when, as in ResearchResult.searched."""
+
+    @_builtins.property
+    def usage(self) -> _researcher_pb2.ResearchUsage:
+        """What the research spent."""
+
     def __init__(
         self,
         *,
@@ -63,10 +91,16 @@ class WriteReportRequest(_message.Message):
         commands: _abc.Iterable[Global___CommandRecord] | None = ...,
         gaps: _abc.Iterable[_researcher_pb2.Gap] | None = ...,
         provenance: Global___Provenance | None = ...,
+        answer: _abc.Iterable[_researcher_pb2.AnswerSentence] | None = ...,
+        sub_questions: _abc.Iterable[_researcher_pb2.SubQuestion] | None = ...,
+        contradictions: _abc.Iterable[_researcher_pb2.Contradiction] | None = ...,
+        searched: _abc.Iterable[_researcher_pb2.SearchedSource] | None = ...,
+        usage: _researcher_pb2.ResearchUsage | None = ...,
+        outcome: _researcher_pb2.ResearchOutcome.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "findings", b"findings", "gaps", b"gaps", "objective", b"objective", "provenance", b"provenance", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "commands", b"commands", "contradictions", b"contradictions", "findings", b"findings", "gaps", b"gaps", "objective", b"objective", "outcome", b"outcome", "provenance", b"provenance", "searched", b"searched", "sub_questions", b"sub_questions", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

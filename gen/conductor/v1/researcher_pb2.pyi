@@ -4,9 +4,11 @@ isort:skip_file
 The Researcher service: answers an objective with findings that quote their sources."""
 
 from collections import abc as _abc
+from conductor.v1 import error_pb2 as _error_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -19,6 +21,62 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _AnswerMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AnswerModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnswerMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ANSWER_MODE_UNSPECIFIED: _AnswerMode.ValueType  # 0
+    """Extractive."""
+    ANSWER_MODE_EXTRACTIVE: _AnswerMode.ValueType  # 1
+    """Quotes only, chosen and ordered without a model."""
+    ANSWER_MODE_SYNTHESIZED: _AnswerMode.ValueType  # 2
+    """A language model plans and words the answer; every claim is tied to quotes that were found in the sources, or
+    dropped. Where no model is configured, or it fails, the answer is extractive and a gap says so.
+    """
+
+class AnswerMode(_AnswerMode, metaclass=_AnswerModeEnumTypeWrapper):
+    """Says how an answer is made."""
+
+ANSWER_MODE_UNSPECIFIED: AnswerMode.ValueType  # 0
+"""Extractive."""
+ANSWER_MODE_EXTRACTIVE: AnswerMode.ValueType  # 1
+"""Quotes only, chosen and ordered without a model."""
+ANSWER_MODE_SYNTHESIZED: AnswerMode.ValueType  # 2
+"""A language model plans and words the answer; every claim is tied to quotes that were found in the sources, or
+dropped. Where no model is configured, or it fails, the answer is extractive and a gap says so.
+"""
+Global___AnswerMode: _TypeAlias = AnswerMode  # noqa: Y015
+
+class _ResearchOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResearchOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResearchOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESEARCH_OUTCOME_UNSPECIFIED: _ResearchOutcome.ValueType  # 0
+    """Never sent."""
+    RESEARCH_OUTCOME_ANSWERED: _ResearchOutcome.ValueType  # 1
+    """The sources answer the objective, and all of them were searched."""
+    RESEARCH_OUTCOME_PARTIAL: _ResearchOutcome.ValueType  # 2
+    """There are findings, but a budget, a cancel or a failure ended the search early."""
+    RESEARCH_OUTCOME_INSUFFICIENT: _ResearchOutcome.ValueType  # 3
+    """Nothing in the sources answers the objective."""
+
+class ResearchOutcome(_ResearchOutcome, metaclass=_ResearchOutcomeEnumTypeWrapper):
+    """Says how a research ended."""
+
+RESEARCH_OUTCOME_UNSPECIFIED: ResearchOutcome.ValueType  # 0
+"""Never sent."""
+RESEARCH_OUTCOME_ANSWERED: ResearchOutcome.ValueType  # 1
+"""The sources answer the objective, and all of them were searched."""
+RESEARCH_OUTCOME_PARTIAL: ResearchOutcome.ValueType  # 2
+"""There are findings, but a budget, a cancel or a failure ended the search early."""
+RESEARCH_OUTCOME_INSUFFICIENT: ResearchOutcome.ValueType  # 3
+"""Nothing in the sources answers the objective."""
+Global___ResearchOutcome: _TypeAlias = ResearchOutcome  # noqa: Y015
 
 class _GapKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -38,6 +96,14 @@ class _GapKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapKind.Value
     """A budget ended the search early."""
     GAP_KIND_TRUNCATED: _GapKind.ValueType  # 5
     """A document was too large and was left out or read in part."""
+    GAP_KIND_REFUSED: _GapKind.ValueType  # 6
+    """A path or address was refused."""
+    GAP_KIND_PROVIDER_FAILED: _GapKind.ValueType  # 7
+    """A search provider or the language model failed."""
+    GAP_KIND_CLAIM_DROPPED: _GapKind.ValueType  # 8
+    """A claim of the model had no quote that bears it out, and was dropped."""
+    GAP_KIND_CANCELLED: _GapKind.ValueType  # 9
+    """The research was cancelled before its end."""
 
 class GapKind(_GapKind, metaclass=_GapKindEnumTypeWrapper):
     """Names a kind of gap."""
@@ -54,7 +120,79 @@ GAP_KIND_BUDGET_EXHAUSTED: GapKind.ValueType  # 4
 """A budget ended the search early."""
 GAP_KIND_TRUNCATED: GapKind.ValueType  # 5
 """A document was too large and was left out or read in part."""
+GAP_KIND_REFUSED: GapKind.ValueType  # 6
+"""A path or address was refused."""
+GAP_KIND_PROVIDER_FAILED: GapKind.ValueType  # 7
+"""A search provider or the language model failed."""
+GAP_KIND_CLAIM_DROPPED: GapKind.ValueType  # 8
+"""A claim of the model had no quote that bears it out, and was dropped."""
+GAP_KIND_CANCELLED: GapKind.ValueType  # 9
+"""The research was cancelled before its end."""
 Global___GapKind: _TypeAlias = GapKind  # noqa: Y015
+
+class _CitationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CitationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CitationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CITATION_STATE_UNSPECIFIED: _CitationState.ValueType  # 0
+    """Never sent."""
+    CITATION_STATE_VALID: _CitationState.ValueType  # 1
+    """The source is what it was, and the quote stands at its locator."""
+    CITATION_STATE_SOURCE_CHANGED: _CitationState.ValueType  # 2
+    """The source changed; the quote still stands in it, at `locator`."""
+    CITATION_STATE_QUOTE_NOT_FOUND: _CitationState.ValueType  # 3
+    """The quote does not stand in the source any more, or never did."""
+    CITATION_STATE_SOURCE_MISSING: _CitationState.ValueType  # 4
+    """The source cannot be had: removed, unreadable, or refused."""
+
+class CitationState(_CitationState, metaclass=_CitationStateEnumTypeWrapper):
+    """Names what became of a citation."""
+
+CITATION_STATE_UNSPECIFIED: CitationState.ValueType  # 0
+"""Never sent."""
+CITATION_STATE_VALID: CitationState.ValueType  # 1
+"""The source is what it was, and the quote stands at its locator."""
+CITATION_STATE_SOURCE_CHANGED: CitationState.ValueType  # 2
+"""The source changed; the quote still stands in it, at `locator`."""
+CITATION_STATE_QUOTE_NOT_FOUND: CitationState.ValueType  # 3
+"""The quote does not stand in the source any more, or never did."""
+CITATION_STATE_SOURCE_MISSING: CitationState.ValueType  # 4
+"""The source cannot be had: removed, unreadable, or refused."""
+Global___CitationState: _TypeAlias = CitationState  # noqa: Y015
+
+class _SourceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SourceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOURCE_KIND_UNSPECIFIED: _SourceKind.ValueType  # 0
+    """Never sent."""
+    SOURCE_KIND_FOLDER: _SourceKind.ValueType  # 1
+    """Documents below a folder."""
+    SOURCE_KIND_REPORTS: _SourceKind.ValueType  # 2
+    """Reports and artefacts of earlier tasks."""
+    SOURCE_KIND_TABLES: _SourceKind.ValueType  # 3
+    """A catalogue of tables: found by their names, columns and content."""
+    SOURCE_KIND_WEB: _SourceKind.ValueType  # 4
+    """Pages of the web, found by a search provider or named by their address."""
+
+class SourceKind(_SourceKind, metaclass=_SourceKindEnumTypeWrapper):
+    """Names a kind of source."""
+
+SOURCE_KIND_UNSPECIFIED: SourceKind.ValueType  # 0
+"""Never sent."""
+SOURCE_KIND_FOLDER: SourceKind.ValueType  # 1
+"""Documents below a folder."""
+SOURCE_KIND_REPORTS: SourceKind.ValueType  # 2
+"""Reports and artefacts of earlier tasks."""
+SOURCE_KIND_TABLES: SourceKind.ValueType  # 3
+"""A catalogue of tables: found by their names, columns and content."""
+SOURCE_KIND_WEB: SourceKind.ValueType  # 4
+"""Pages of the web, found by a search provider or named by their address."""
+Global___SourceKind: _TypeAlias = SourceKind  # noqa: Y015
 
 @_typing.final
 class ResearchRequest(_message.Message):
@@ -66,17 +204,36 @@ class ResearchRequest(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
+    KEEP_GOING_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    WEB_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
     """The question or objective in natural language, 1 to 16,384 characters, not blank."""
     correlation_id: _builtins.str
     """Correlation id for the log. Generated when empty."""
+    research_id: _builtins.str
+    """Identifies the research, and makes repeating the request safe. Generated when empty."""
+    keep_going: _builtins.bool
+    """Whether a caller that hangs up leaves the research running; GetResearch and WatchResearch have its result then."""
+    mode: Global___AnswerMode.ValueType
+    """How to answer. Extractive when unspecified."""
+    web: _builtins.bool
+    """Whether to search the web too, with the providers the operator configured."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Folders or documents to read, as paths relative to a configured root. All roots when empty; at most 32."""
+        """What to search, at most 32: the name of a source; a folder or document below it, as in `docs/pumps`; or the address
+        of a page, where the operator allows fetching. When empty: all sources with an index, and the web when `web` is set.
+        """
 
     @_builtins.property
     def budget(self) -> Global___ResearchBudget:
         """How much may be spent. The operator's defaults when absent."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___SourceKind.ValueType]:
+        """Kinds of sources to search. Every kind that `sources` leads to when empty."""
 
     def __init__(
         self,
@@ -85,10 +242,15 @@ class ResearchRequest(_message.Message):
         sources: _abc.Iterable[_builtins.str] | None = ...,
         budget: Global___ResearchBudget | None = ...,
         correlation_id: _builtins.str = ...,
+        research_id: _builtins.str = ...,
+        keep_going: _builtins.bool = ...,
+        mode: Global___AnswerMode.ValueType = ...,
+        kinds: _abc.Iterable[Global___SourceKind.ValueType] | None = ...,
+        web: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "correlation_id", b"correlation_id", "objective", b"objective", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "correlation_id", b"correlation_id", "keep_going", b"keep_going", "kinds", b"kinds", "mode", b"mode", "objective", b"objective", "research_id", b"research_id", "sources", b"sources", "web", b"web"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,12 +266,24 @@ class ResearchBudget(_message.Message):
     MAX_FINDINGS_FIELD_NUMBER: _builtins.int
     MAX_DOCUMENTS_FIELD_NUMBER: _builtins.int
     MAX_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_FETCHES_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_COST_MICROS_FIELD_NUMBER: _builtins.int
     max_findings: _builtins.int
     """Most findings to return. 1 to 50."""
     max_documents: _builtins.int
     """Most documents to read."""
     max_bytes: _builtins.int
     """Most bytes to read, over all documents."""
+    max_fetches: _builtins.int
+    """Most requests to the web, pages and searches together."""
+    max_model_calls: _builtins.int
+    """Most calls of the language model."""
+    max_model_tokens: _builtins.int
+    """Most tokens of the language model, sent and received together."""
+    max_model_cost_micros: _builtins.int
+    """Most money for the language model, in millionths of the currency its prices are configured in."""
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
         """Time to answer in. Up to 1 hour. What was found by then is returned with a gap BUDGET_EXHAUSTED."""
@@ -121,10 +295,14 @@ class ResearchBudget(_message.Message):
         max_findings: _builtins.int = ...,
         max_documents: _builtins.int = ...,
         max_bytes: _builtins.int = ...,
+        max_fetches: _builtins.int = ...,
+        max_model_calls: _builtins.int = ...,
+        max_model_tokens: _builtins.int = ...,
+        max_model_cost_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "max_documents", b"max_documents", "max_findings", b"max_findings", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "max_documents", b"max_documents", "max_fetches", b"max_fetches", "max_findings", b"max_findings", "max_model_calls", b"max_model_calls", "max_model_cost_micros", b"max_model_cost_micros", "max_model_tokens", b"max_model_tokens", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,12 +310,22 @@ Global___ResearchBudget: _TypeAlias = ResearchBudget  # noqa: Y015
 
 @_typing.final
 class ResearchResponse(_message.Message):
-    """Carries one step of a research."""
+    """Carries one event of a research."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Number of this event within the research, from 1."""
+    research_id: _builtins.str
+    """The research it belongs to."""
     @_builtins.property
     def progress(self) -> Global___ResearchProgress:
         """Something a person can follow."""
@@ -146,17 +334,39 @@ class ResearchResponse(_message.Message):
     def result(self) -> Global___ResearchResult:
         """The answer. Exactly once, last."""
 
+    @_builtins.property
+    def read(self) -> Global___SourceRead:
+        """A document or page was read."""
+
+    @_builtins.property
+    def judged(self) -> Global___PassageJudged:
+        """A passage was taken as evidence, or looked at closely and rejected."""
+
+    @_builtins.property
+    def usage(self) -> Global___ResearchUsage:
+        """What was spent so far."""
+
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When it happened."""
+
     def __init__(
         self,
         *,
         progress: Global___ResearchProgress | None = ...,
         result: Global___ResearchResult | None = ...,
+        read: Global___SourceRead | None = ...,
+        judged: Global___PassageJudged | None = ...,
+        usage: Global___ResearchUsage | None = ...,
+        sequence: _builtins.int = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        research_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "judged", b"judged", "occurred_at", b"occurred_at", "progress", b"progress", "read", b"read", "result", b"result", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "judged", b"judged", "occurred_at", b"occurred_at", "progress", b"progress", "read", b"read", "research_id", b"research_id", "result", b"result", "sequence", b"sequence", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "read", "judged", "usage"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -193,6 +403,76 @@ class ResearchProgress(_message.Message):
 Global___ResearchProgress: _TypeAlias = ResearchProgress  # noqa: Y015
 
 @_typing.final
+class SourceRead(_message.Message):
+    """Tells that a document or page was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """Where it is, as in Citation.uri."""
+    title: _builtins.str
+    """Its title."""
+    bytes: _builtins.int
+    """Its size in bytes."""
+    @_builtins.property
+    def gap(self) -> Global___Gap:
+        """Why it could not be used. Absent when it could."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        title: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        gap: Global___Gap | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gap", b"gap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "gap", b"gap", "title", b"title", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceRead: _TypeAlias = SourceRead  # noqa: Y015
+
+@_typing.final
+class PassageJudged(_message.Message):
+    """Tells what became of a passage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    BEGINNING_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """Where it stands, as in Citation.uri."""
+    beginning: _builtins.str
+    """The beginning of its text, at most 160 characters."""
+    kept: _builtins.bool
+    """Whether it became evidence."""
+    why: _builtins.str
+    """Why, in a few words."""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        beginning: _builtins.str = ...,
+        kept: _builtins.bool = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beginning", b"beginning", "kept", b"kept", "uri", b"uri", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PassageJudged: _TypeAlias = PassageJudged  # noqa: Y015
+
+@_typing.final
 class ResearchResult(_message.Message):
     """Carries what was found, and what was not."""
 
@@ -201,6 +481,16 @@ class ResearchResult(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    SUB_QUESTIONS_FIELD_NUMBER: _builtins.int
+    CONTRADICTIONS_FIELD_NUMBER: _builtins.int
+    SEARCHED_FIELD_NUMBER: _builtins.int
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
+    outcome: Global___ResearchOutcome.ValueType
+    """How it ended."""
+    research_id: _builtins.str
+    """The research."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
         """Findings, best first."""
@@ -213,20 +503,178 @@ class ResearchResult(_message.Message):
     def usage(self) -> Global___ResearchUsage:
         """What was spent."""
 
+    @_builtins.property
+    def answer(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnswerSentence]:
+        """The answer in sentences, each tied to findings; the direct answer first. Empty when there are no findings."""
+
+    @_builtins.property
+    def sub_questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubQuestion]:
+        """The parts of the objective that were looked for, in its order, with the findings for each."""
+
+    @_builtins.property
+    def contradictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contradiction]:
+        """Findings that contradict each other."""
+
+    @_builtins.property
+    def searched(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchedSource]:
+        """What was searched, and when."""
+
     def __init__(
         self,
         *,
         findings: _abc.Iterable[Global___Finding] | None = ...,
         gaps: _abc.Iterable[Global___Gap] | None = ...,
         usage: Global___ResearchUsage | None = ...,
+        outcome: Global___ResearchOutcome.ValueType = ...,
+        answer: _abc.Iterable[Global___AnswerSentence] | None = ...,
+        sub_questions: _abc.Iterable[Global___SubQuestion] | None = ...,
+        contradictions: _abc.Iterable[Global___Contradiction] | None = ...,
+        searched: _abc.Iterable[Global___SearchedSource] | None = ...,
+        research_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "gaps", b"gaps", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "contradictions", b"contradictions", "findings", b"findings", "gaps", b"gaps", "outcome", b"outcome", "research_id", b"research_id", "searched", b"searched", "sub_questions", b"sub_questions", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResearchResult: _TypeAlias = ResearchResult  # noqa: Y015
+
+@_typing.final
+class AnswerSentence(_message.Message):
+    """One sentence of an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The sentence. Extractive: it stands in a quote of its findings, white space folded."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices into ResearchResult.findings, counted from 0. At least one."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        findings: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerSentence: _TypeAlias = AnswerSentence  # noqa: Y015
+
+@_typing.final
+class SubQuestion(_message.Message):
+    """A part of the objective."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The part, in the objective's words, or in the model's."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices into ResearchResult.findings, counted from 0, best first. Empty when nothing was found for it."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        findings: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubQuestion: _TypeAlias = SubQuestion  # noqa: Y015
+
+@_typing.final
+class Contradiction(_message.Message):
+    """Two findings that cannot both hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ONE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """What they disagree about, a few words."""
+    one: _builtins.int
+    """Index into ResearchResult.findings of the one."""
+    other: _builtins.int
+    """Index of the other."""
+    detail: _builtins.str
+    """How they differ, one sentence that names both values."""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        one: _builtins.int = ...,
+        other: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "one", b"one", "other", b"other", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contradiction: _TypeAlias = Contradiction  # noqa: Y015
+
+@_typing.final
+class SearchedSource(_message.Message):
+    """Records that a source was searched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    kind: Global___SourceKind.ValueType
+    """Its kind."""
+    documents: _builtins.int
+    """Documents or pages it held."""
+    passages: _builtins.int
+    """Passages it held."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was asked of a search provider; empty for a source with an index."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___SourceKind.ValueType = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        documents: _builtins.int = ...,
+        passages: _builtins.int = ...,
+        queries: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "documents", b"documents", "kind", b"kind", "name", b"name", "passages", b"passages", "queries", b"queries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchedSource: _TypeAlias = SearchedSource  # noqa: Y015
 
 @_typing.final
 class Finding(_message.Message):
@@ -237,10 +685,15 @@ class Finding(_message.Message):
     STATEMENT_FIELD_NUMBER: _builtins.int
     CITATIONS_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    SYNTHESIZED_FIELD_NUMBER: _builtins.int
     statement: _builtins.str
-    """The statement. Extractive: it is the text of its first citation's quote with white space folded."""
+    """The statement. Extractive: it is the text of its first citation's quote with white space folded. A model's: what it
+    claims, and the quotes of its citations bear out.
+    """
     score: _builtins.float
     """How well it matches the objective; comparable within one result only, higher is better."""
+    synthesized: _builtins.bool
+    """Whether a model worded the statement. Its quotes are verbatim all the same."""
     @_builtins.property
     def citations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Citation]:
         """Where it stands. At least one."""
@@ -251,10 +704,11 @@ class Finding(_message.Message):
         statement: _builtins.str = ...,
         citations: _abc.Iterable[Global___Citation] | None = ...,
         score: _builtins.float = ...,
+        synthesized: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["citations", b"citations", "score", b"score", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["citations", b"citations", "score", b"score", "statement", b"statement", "synthesized", b"synthesized"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,8 +726,11 @@ class Citation(_message.Message):
     QUOTE_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     SOURCE_SHA256_FIELD_NUMBER: _builtins.int
+    RETRIEVED_AT_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """Where the document is, relative to its root, for example "docs/design.md". Never an absolute path."""
+    """Where it is: the source's name and the path below it, as in "docs/design.md", never an absolute path; within an
+    archive "docs/all.zip!/design.md"; or the address of a page.
+    """
     title: _builtins.str
     """The document's own title, or its file name."""
     quote: _builtins.str
@@ -286,6 +743,10 @@ class Citation(_message.Message):
     def locator(self) -> Global___Locator:
         """The place within the document's text."""
 
+    @_builtins.property
+    def retrieved_at(self) -> _timestamp_pb2.Timestamp:
+        """When the source was read."""
+
     def __init__(
         self,
         *,
@@ -295,10 +756,11 @@ class Citation(_message.Message):
         quote: _builtins.str = ...,
         score: _builtins.float = ...,
         source_sha256: _builtins.str = ...,
+        retrieved_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["locator", b"locator"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["locator", b"locator", "retrieved_at", b"retrieved_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["locator", b"locator", "quote", b"quote", "score", b"score", "source_sha256", b"source_sha256", "title", b"title", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locator", b"locator", "quote", b"quote", "retrieved_at", b"retrieved_at", "score", b"score", "source_sha256", b"source_sha256", "title", b"title", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,6 +777,10 @@ class Locator(_message.Message):
     CHAR_START_FIELD_NUMBER: _builtins.int
     CHAR_END_FIELD_NUMBER: _builtins.int
     HEADING_PATH_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    SHEET_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
     line_start: _builtins.int
     """First line, counted from 1."""
     line_end: _builtins.int
@@ -323,6 +789,14 @@ class Locator(_message.Message):
     """Offset of the first character, counted from 0 in Unicode code points."""
     char_end: _builtins.int
     """Offset behind the last character."""
+    page: _builtins.int
+    """Page or slide, counted from 1. 0 when the document has none."""
+    sheet: _builtins.str
+    """Name of the sheet or table. Empty when the document has none."""
+    row: _builtins.int
+    """First row, counted from 1 as in the file, its header included. 0 when the document has none."""
+    cells: _builtins.str
+    """Range of cells, as in "B2:D2". Empty when the document has none."""
     @_builtins.property
     def heading_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Headings above the place, outermost first."""
@@ -335,10 +809,14 @@ class Locator(_message.Message):
         char_start: _builtins.int = ...,
         char_end: _builtins.int = ...,
         heading_path: _abc.Iterable[_builtins.str] | None = ...,
+        page: _builtins.int = ...,
+        sheet: _builtins.str = ...,
+        row: _builtins.int = ...,
+        cells: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["char_end", b"char_end", "char_start", b"char_start", "heading_path", b"heading_path", "line_end", b"line_end", "line_start", b"line_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "char_end", b"char_end", "char_start", b"char_start", "heading_path", b"heading_path", "line_end", b"line_end", "line_start", b"line_start", "page", b"page", "row", b"row", "sheet", b"sheet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,7 +834,7 @@ class Gap(_message.Message):
     kind: Global___GapKind.ValueType
     """What kind of gap."""
     subject: _builtins.str
-    """What it is about: a word, a document's uri, a budget."""
+    """What it is about: a word, a part of the objective, a document's uri, a budget."""
     detail: _builtins.str
     """What happened, one sentence."""
     def __init__(
@@ -384,12 +862,30 @@ class ResearchUsage(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     PASSAGES_FIELD_NUMBER: _builtins.int
     WALL_TIME_FIELD_NUMBER: _builtins.int
+    FETCHES_FIELD_NUMBER: _builtins.int
+    MODEL_CALLS_FIELD_NUMBER: _builtins.int
+    MODEL_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MODEL_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MODEL_COST_MICROS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     documents: _builtins.int
     """Documents read."""
     bytes: _builtins.int
     """Bytes read."""
     passages: _builtins.int
     """Passages searched."""
+    fetches: _builtins.int
+    """Requests to the web."""
+    model_calls: _builtins.int
+    """Calls of the language model."""
+    model_input_tokens: _builtins.int
+    """Tokens sent to it."""
+    model_output_tokens: _builtins.int
+    """Tokens it sent."""
+    model_cost_micros: _builtins.int
+    """What that cost, in millionths of the currency its prices are configured in. 0 when they are not."""
+    model: _builtins.str
+    """The model that was asked. Empty when none was."""
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
         """Time taken."""
@@ -401,11 +897,493 @@ class ResearchUsage(_message.Message):
         bytes: _builtins.int = ...,
         passages: _builtins.int = ...,
         wall_time: _duration_pb2.Duration | None = ...,
+        fetches: _builtins.int = ...,
+        model_calls: _builtins.int = ...,
+        model_input_tokens: _builtins.int = ...,
+        model_output_tokens: _builtins.int = ...,
+        model_cost_micros: _builtins.int = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "documents", b"documents", "passages", b"passages", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "documents", b"documents", "fetches", b"fetches", "model", b"model", "model_calls", b"model_calls", "model_cost_micros", b"model_cost_micros", "model_input_tokens", b"model_input_tokens", "model_output_tokens", b"model_output_tokens", "passages", b"passages", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResearchUsage: _TypeAlias = ResearchUsage  # noqa: Y015
+
+@_typing.final
+class GetResearchRequest(_message.Message):
+    """Names a research."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
+    research_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        research_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["research_id", b"research_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetResearchRequest: _TypeAlias = GetResearchRequest  # noqa: Y015
+
+@_typing.final
+class ResearchRecord(_message.Message):
+    """A research as far as it has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    research_id: _builtins.str
+    """Its id."""
+    objective: _builtins.str
+    """What was asked."""
+    sequence: _builtins.int
+    """Its newest event."""
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended. Absent while it runs."""
+
+    @_builtins.property
+    def result(self) -> Global___ResearchResult:
+        """Its result. Absent while it runs, and when it failed."""
+
+    @_builtins.property
+    def error(self) -> _error_pb2.TypedError:
+        """Why it failed. Absent unless it did."""
+
+    def __init__(
+        self,
+        *,
+        research_id: _builtins.str = ...,
+        objective: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        result: Global___ResearchResult | None = ...,
+        error: _error_pb2.TypedError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "error", b"error", "result", b"result", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "error", b"error", "objective", b"objective", "research_id", b"research_id", "result", b"result", "sequence", b"sequence", "started_at", b"started_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResearchRecord: _TypeAlias = ResearchRecord  # noqa: Y015
+
+@_typing.final
+class WatchResearchRequest(_message.Message):
+    """Asks for the events of a research."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    research_id: _builtins.str
+    """Its id."""
+    after_sequence: _builtins.int
+    """The last event the caller has; 0 for all."""
+    def __init__(
+        self,
+        *,
+        research_id: _builtins.str = ...,
+        after_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "research_id", b"research_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchResearchRequest: _TypeAlias = WatchResearchRequest  # noqa: Y015
+
+@_typing.final
+class CancelResearchRequest(_message.Message):
+    """Names a research to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
+    research_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        research_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["research_id", b"research_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelResearchRequest: _TypeAlias = CancelResearchRequest  # noqa: Y015
+
+@_typing.final
+class VerifyCitationRequest(_message.Message):
+    """Asks whether a citation still holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CITATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def citation(self) -> Global___Citation:
+        """The citation, as it was given."""
+
+    def __init__(
+        self,
+        *,
+        citation: Global___Citation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["citation", b"citation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["citation", b"citation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyCitationRequest: _TypeAlias = VerifyCitationRequest  # noqa: Y015
+
+@_typing.final
+class VerifyCitationResponse(_message.Message):
+    """Says what became of a citation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    LOCATOR_FIELD_NUMBER: _builtins.int
+    SOURCE_SHA256_FIELD_NUMBER: _builtins.int
+    state: Global___CitationState.ValueType
+    """What became of it."""
+    detail: _builtins.str
+    """One sentence."""
+    source_sha256: _builtins.str
+    """SHA-256 of the source as it is now. Empty when it cannot be had."""
+    @_builtins.property
+    def locator(self) -> Global___Locator:
+        """Where the quote stands now. Absent when it does not."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___CitationState.ValueType = ...,
+        detail: _builtins.str = ...,
+        locator: Global___Locator | None = ...,
+        source_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["locator", b"locator"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "locator", b"locator", "source_sha256", b"source_sha256", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyCitationResponse: _TypeAlias = VerifyCitationResponse  # noqa: Y015
+
+@_typing.final
+class Source(_message.Message):
+    """A source, and what its index holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    CONFIGURED_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    INDEX_BYTES_FIELD_NUMBER: _builtins.int
+    INDEXED_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, the first part of its uris."""
+    kind: Global___SourceKind.ValueType
+    """Its kind."""
+    path: _builtins.str
+    """Folder below a configured root, `<root>/<path>`. Empty for the web."""
+    configured: _builtins.bool
+    """Whether it is configured by the operator; it cannot be removed or replaced then."""
+    documents: _builtins.int
+    """Documents that can be searched."""
+    unreadable: _builtins.int
+    """Documents that could not be read; IndexSource tells which."""
+    passages: _builtins.int
+    """Passages that can be searched."""
+    bytes: _builtins.int
+    """Bytes of the documents."""
+    index_bytes: _builtins.int
+    """Bytes of the index."""
+    @_builtins.property
+    def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of paths below it that belong to it, as in "**/*.md". All when empty."""
+
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of paths that do not."""
+
+    @_builtins.property
+    def indexed_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last found up to date. Absent before the first time."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___SourceKind.ValueType = ...,
+        path: _builtins.str = ...,
+        include: _abc.Iterable[_builtins.str] | None = ...,
+        exclude: _abc.Iterable[_builtins.str] | None = ...,
+        configured: _builtins.bool = ...,
+        documents: _builtins.int = ...,
+        unreadable: _builtins.int = ...,
+        passages: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        index_bytes: _builtins.int = ...,
+        indexed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["indexed_at", b"indexed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "configured", b"configured", "documents", b"documents", "exclude", b"exclude", "include", b"include", "index_bytes", b"index_bytes", "indexed_at", b"indexed_at", "kind", b"kind", "name", b"name", "passages", b"passages", "path", b"path", "unreadable", b"unreadable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Source: _TypeAlias = Source  # noqa: Y015
+
+@_typing.final
+class AddSourceRequest(_message.Message):
+    """Describes a source to add."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    kind: Global___SourceKind.ValueType
+    """Its kind. A folder when unspecified; the web is configured by the operator only."""
+    path: _builtins.str
+    """Folder below a configured root, `<root>/<path>`."""
+    @_builtins.property
+    def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of paths below it that belong to it, as in "**/*.md". All when empty; at most 32."""
+
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of paths that do not; at most 32."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___SourceKind.ValueType = ...,
+        path: _builtins.str = ...,
+        include: _abc.Iterable[_builtins.str] | None = ...,
+        exclude: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "include", b"include", "kind", b"kind", "name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddSourceRequest: _TypeAlias = AddSourceRequest  # noqa: Y015
+
+@_typing.final
+class ListSourcesRequest(_message.Message):
+    """Asks for the sources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSourcesRequest: _TypeAlias = ListSourcesRequest  # noqa: Y015
+
+@_typing.final
+class ListSourcesResponse(_message.Message):
+    """Lists the sources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
+        """The sources, by name."""
+
+    def __init__(
+        self,
+        *,
+        sources: _abc.Iterable[Global___Source] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSourcesResponse: _TypeAlias = ListSourcesResponse  # noqa: Y015
+
+@_typing.final
+class IndexSourceRequest(_message.Message):
+    """Names a source to index."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexSourceRequest: _TypeAlias = IndexSourceRequest  # noqa: Y015
+
+@_typing.final
+class IndexSourceResponse(_message.Message):
+    """Carries one step of indexing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___IndexProgress:
+        """How far it is."""
+
+    @_builtins.property
+    def gap(self) -> Global___Gap:
+        """A document that could not be read, or not all of it."""
+
+    @_builtins.property
+    def source(self) -> Global___Source:
+        """The source as it is now. Exactly once, last."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___IndexProgress | None = ...,
+        gap: Global___Gap | None = ...,
+        source: Global___Source | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gap", b"gap", "progress", b"progress", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gap", b"gap", "progress", b"progress", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "gap", "source"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___IndexSourceResponse: _TypeAlias = IndexSourceResponse  # noqa: Y015
+
+@_typing.final
+class IndexProgress(_message.Message):
+    """Says how far indexing is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TOTAL_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    INDEXED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    documents: _builtins.int
+    """Documents looked at so far."""
+    total_documents: _builtins.int
+    """Documents in all, 0 while they are listed."""
+    indexed: _builtins.int
+    """Documents that were new or changed and are indexed now."""
+    removed: _builtins.int
+    """Documents that are gone, and were taken out."""
+    bytes: _builtins.int
+    """Bytes of what was new or changed."""
+    def __init__(
+        self,
+        *,
+        documents: _builtins.int = ...,
+        total_documents: _builtins.int = ...,
+        indexed: _builtins.int = ...,
+        removed: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "documents", b"documents", "indexed", b"indexed", "removed", b"removed", "total_documents", b"total_documents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexProgress: _TypeAlias = IndexProgress  # noqa: Y015
+
+@_typing.final
+class RemoveSourceRequest(_message.Message):
+    """Names a source to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveSourceRequest: _TypeAlias = RemoveSourceRequest  # noqa: Y015
+
+@_typing.final
+class RemoveSourceResponse(_message.Message):
+    """Says that a source is removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveSourceResponse: _TypeAlias = RemoveSourceResponse  # noqa: Y015

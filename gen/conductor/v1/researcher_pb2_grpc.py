@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ResearcherStub:
-    """Reads documents below the configured roots and answers extractively: every finding quotes its source exactly.
-    Conductor calls it; it is not routed at the edge.
+    """Answers from documents, tables, earlier reports and the web, as far as the operator configured them: every finding
+    quotes its source exactly. Conductor calls it; it is not routed at the edge.
     """
 
     def __init__(self, channel):
@@ -41,17 +41,122 @@ class ResearcherStub:
                 request_serializer=conductor_dot_v1_dot_researcher__pb2.ResearchRequest.SerializeToString,
                 response_deserializer=conductor_dot_v1_dot_researcher__pb2.ResearchResponse.FromString,
                 _registered_method=True)
+        self.GetResearch = channel.unary_unary(
+                '/conductor.v1.Researcher/GetResearch',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.GetResearchRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.ResearchRecord.FromString,
+                _registered_method=True)
+        self.WatchResearch = channel.unary_stream(
+                '/conductor.v1.Researcher/WatchResearch',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.WatchResearchRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.ResearchResponse.FromString,
+                _registered_method=True)
+        self.CancelResearch = channel.unary_unary(
+                '/conductor.v1.Researcher/CancelResearch',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.CancelResearchRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.ResearchRecord.FromString,
+                _registered_method=True)
+        self.VerifyCitation = channel.unary_unary(
+                '/conductor.v1.Researcher/VerifyCitation',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.VerifyCitationRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.VerifyCitationResponse.FromString,
+                _registered_method=True)
+        self.AddSource = channel.unary_unary(
+                '/conductor.v1.Researcher/AddSource',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.AddSourceRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.Source.FromString,
+                _registered_method=True)
+        self.ListSources = channel.unary_unary(
+                '/conductor.v1.Researcher/ListSources',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.ListSourcesRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.ListSourcesResponse.FromString,
+                _registered_method=True)
+        self.IndexSource = channel.unary_stream(
+                '/conductor.v1.Researcher/IndexSource',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.IndexSourceRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.IndexSourceResponse.FromString,
+                _registered_method=True)
+        self.RemoveSource = channel.unary_unary(
+                '/conductor.v1.Researcher/RemoveSource',
+                request_serializer=conductor_dot_v1_dot_researcher__pb2.RemoveSourceRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_researcher__pb2.RemoveSourceResponse.FromString,
+                _registered_method=True)
 
 
 class ResearcherServicer:
-    """Reads documents below the configured roots and answers extractively: every finding quotes its source exactly.
-    Conductor calls it; it is not routed at the edge.
+    """Answers from documents, tables, earlier reports and the web, as far as the operator configured them: every finding
+    quotes its source exactly. Conductor calls it; it is not routed at the edge.
     """
 
     def Research(self, request, context):
-        """Searches the sources for the objective and streams progress, then exactly one result, which is the last message.
-        Cancelling the call stops the work. Safe to repeat: it changes nothing.
-        Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES.
+        """Searches the sources for the objective and streams what happens, then exactly one result, which is the last message.
+        Cancelling the call stops the work, unless `keep_going` is set. A request with the research_id of an earlier one
+        gets that one's events from the beginning, and starts nothing.
+        Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES, REQUEST_ID_REUSED (the research_id belongs to another request).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetResearch(self, request, context):
+        """Returns a research as far as it has come, its result once there is one. Researches are kept for a day by default.
+        Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchResearch(self, request, context):
+        """Streams the events of a research after a sequence, those that were and those to come. The result is the last one.
+        Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND, CURSOR_OUT_OF_RANGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelResearch(self, request, context):
+        """Stops a research; what it found by then is its result, and says that it is partial. Does nothing to one that ended.
+        Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyCitation(self, request, context):
+        """Reads the source of a citation again and says whether the quote still stands there.
+        Errors: INVALID_REQUEST. A source that cannot be had is an answer, not an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSource(self, request, context):
+        """Adds a source, or replaces the one of this name. It is not indexed yet; the first research or IndexSource does that.
+        Errors: INVALID_REQUEST, SOURCE_REFUSED (outside what the operator allows, or the name of a configured source).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSources(self, request, context):
+        """Lists all sources, configured and added, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IndexSource(self, request, context):
+        """Brings the index of a source up to date, and streams how far it is; the last message is the source as it then is.
+        Cancelling the call stops the work; what was indexed stays, and the next call goes on from there.
+        Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (its folder is gone; it is a source without an index).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSource(self, request, context):
+        """Removes a source that was added, with its index. Its documents are not touched.
+        Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (it is configured by the operator).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -65,6 +170,46 @@ def add_ResearcherServicer_to_server(servicer, server):
                     request_deserializer=conductor_dot_v1_dot_researcher__pb2.ResearchRequest.FromString,
                     response_serializer=conductor_dot_v1_dot_researcher__pb2.ResearchResponse.SerializeToString,
             ),
+            'GetResearch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResearch,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.GetResearchRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.ResearchRecord.SerializeToString,
+            ),
+            'WatchResearch': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchResearch,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.WatchResearchRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.ResearchResponse.SerializeToString,
+            ),
+            'CancelResearch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelResearch,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.CancelResearchRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.ResearchRecord.SerializeToString,
+            ),
+            'VerifyCitation': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyCitation,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.VerifyCitationRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.VerifyCitationResponse.SerializeToString,
+            ),
+            'AddSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddSource,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.AddSourceRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.Source.SerializeToString,
+            ),
+            'ListSources': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSources,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.ListSourcesRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.ListSourcesResponse.SerializeToString,
+            ),
+            'IndexSource': grpc.unary_stream_rpc_method_handler(
+                    servicer.IndexSource,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.IndexSourceRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.IndexSourceResponse.SerializeToString,
+            ),
+            'RemoveSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSource,
+                    request_deserializer=conductor_dot_v1_dot_researcher__pb2.RemoveSourceRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_researcher__pb2.RemoveSourceResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'conductor.v1.Researcher', rpc_method_handlers)
@@ -74,8 +219,8 @@ def add_ResearcherServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Researcher:
-    """Reads documents below the configured roots and answers extractively: every finding quotes its source exactly.
-    Conductor calls it; it is not routed at the edge.
+    """Answers from documents, tables, earlier reports and the web, as far as the operator configured them: every finding
+    quotes its source exactly. Conductor calls it; it is not routed at the edge.
     """
 
     @staticmethod
@@ -95,6 +240,222 @@ class Researcher:
             '/conductor.v1.Researcher/Research',
             conductor_dot_v1_dot_researcher__pb2.ResearchRequest.SerializeToString,
             conductor_dot_v1_dot_researcher__pb2.ResearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Researcher/GetResearch',
+            conductor_dot_v1_dot_researcher__pb2.GetResearchRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.ResearchRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchResearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/conductor.v1.Researcher/WatchResearch',
+            conductor_dot_v1_dot_researcher__pb2.WatchResearchRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.ResearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelResearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Researcher/CancelResearch',
+            conductor_dot_v1_dot_researcher__pb2.CancelResearchRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.ResearchRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyCitation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Researcher/VerifyCitation',
+            conductor_dot_v1_dot_researcher__pb2.VerifyCitationRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.VerifyCitationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Researcher/AddSource',
+            conductor_dot_v1_dot_researcher__pb2.AddSourceRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.Source.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Researcher/ListSources',
+            conductor_dot_v1_dot_researcher__pb2.ListSourcesRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.ListSourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IndexSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/conductor.v1.Researcher/IndexSource',
+            conductor_dot_v1_dot_researcher__pb2.IndexSourceRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.IndexSourceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Researcher/RemoveSource',
+            conductor_dot_v1_dot_researcher__pb2.RemoveSourceRequest.SerializeToString,
+            conductor_dot_v1_dot_researcher__pb2.RemoveSourceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ResearcherStub:
-    """Reads documents below the configured roots and answers extractively: every finding quotes its source exactly.
-    Conductor calls it; it is not routed at the edge.
+    """Answers from documents, tables, earlier reports and the web, as far as the operator configured them: every finding
+    quotes its source exactly. Conductor calls it; it is not routed at the edge.
     """
 
     @_typing.overload
@@ -36,27 +36,91 @@ class ResearcherStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResearcherAsyncStub: ...
     Research: _grpc.UnaryStreamMultiCallable[_researcher_pb2.ResearchRequest, _researcher_pb2.ResearchResponse]
-    """Searches the sources for the objective and streams progress, then exactly one result, which is the last message.
-    Cancelling the call stops the work. Safe to repeat: it changes nothing.
-    Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES.
+    """Searches the sources for the objective and streams what happens, then exactly one result, which is the last message.
+    Cancelling the call stops the work, unless `keep_going` is set. A request with the research_id of an earlier one
+    gets that one's events from the beginning, and starts nothing.
+    Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES, REQUEST_ID_REUSED (the research_id belongs to another request).
+    """
+    GetResearch: _grpc.UnaryUnaryMultiCallable[_researcher_pb2.GetResearchRequest, _researcher_pb2.ResearchRecord]
+    """Returns a research as far as it has come, its result once there is one. Researches are kept for a day by default.
+    Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+    """
+    WatchResearch: _grpc.UnaryStreamMultiCallable[_researcher_pb2.WatchResearchRequest, _researcher_pb2.ResearchResponse]
+    """Streams the events of a research after a sequence, those that were and those to come. The result is the last one.
+    Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND, CURSOR_OUT_OF_RANGE.
+    """
+    CancelResearch: _grpc.UnaryUnaryMultiCallable[_researcher_pb2.CancelResearchRequest, _researcher_pb2.ResearchRecord]
+    """Stops a research; what it found by then is its result, and says that it is partial. Does nothing to one that ended.
+    Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+    """
+    VerifyCitation: _grpc.UnaryUnaryMultiCallable[_researcher_pb2.VerifyCitationRequest, _researcher_pb2.VerifyCitationResponse]
+    """Reads the source of a citation again and says whether the quote still stands there.
+    Errors: INVALID_REQUEST. A source that cannot be had is an answer, not an error.
+    """
+    AddSource: _grpc.UnaryUnaryMultiCallable[_researcher_pb2.AddSourceRequest, _researcher_pb2.Source]
+    """Adds a source, or replaces the one of this name. It is not indexed yet; the first research or IndexSource does that.
+    Errors: INVALID_REQUEST, SOURCE_REFUSED (outside what the operator allows, or the name of a configured source).
+    """
+    ListSources: _grpc.UnaryUnaryMultiCallable[_researcher_pb2.ListSourcesRequest, _researcher_pb2.ListSourcesResponse]
+    """Lists all sources, configured and added, by name."""
+    IndexSource: _grpc.UnaryStreamMultiCallable[_researcher_pb2.IndexSourceRequest, _researcher_pb2.IndexSourceResponse]
+    """Brings the index of a source up to date, and streams how far it is; the last message is the source as it then is.
+    Cancelling the call stops the work; what was indexed stays, and the next call goes on from there.
+    Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (its folder is gone; it is a source without an index).
+    """
+    RemoveSource: _grpc.UnaryUnaryMultiCallable[_researcher_pb2.RemoveSourceRequest, _researcher_pb2.RemoveSourceResponse]
+    """Removes a source that was added, with its index. Its documents are not touched.
+    Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (it is configured by the operator).
     """
 
 @_typing.type_check_only
 class ResearcherAsyncStub(ResearcherStub):
-    """Reads documents below the configured roots and answers extractively: every finding quotes its source exactly.
-    Conductor calls it; it is not routed at the edge.
+    """Answers from documents, tables, earlier reports and the web, as far as the operator configured them: every finding
+    quotes its source exactly. Conductor calls it; it is not routed at the edge.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Research: _aio.UnaryStreamMultiCallable[_researcher_pb2.ResearchRequest, _researcher_pb2.ResearchResponse]  # type: ignore[assignment]
-    """Searches the sources for the objective and streams progress, then exactly one result, which is the last message.
-    Cancelling the call stops the work. Safe to repeat: it changes nothing.
-    Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES.
+    """Searches the sources for the objective and streams what happens, then exactly one result, which is the last message.
+    Cancelling the call stops the work, unless `keep_going` is set. A request with the research_id of an earlier one
+    gets that one's events from the beginning, and starts nothing.
+    Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES, REQUEST_ID_REUSED (the research_id belongs to another request).
+    """
+    GetResearch: _aio.UnaryUnaryMultiCallable[_researcher_pb2.GetResearchRequest, _researcher_pb2.ResearchRecord]  # type: ignore[assignment]
+    """Returns a research as far as it has come, its result once there is one. Researches are kept for a day by default.
+    Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+    """
+    WatchResearch: _aio.UnaryStreamMultiCallable[_researcher_pb2.WatchResearchRequest, _researcher_pb2.ResearchResponse]  # type: ignore[assignment]
+    """Streams the events of a research after a sequence, those that were and those to come. The result is the last one.
+    Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND, CURSOR_OUT_OF_RANGE.
+    """
+    CancelResearch: _aio.UnaryUnaryMultiCallable[_researcher_pb2.CancelResearchRequest, _researcher_pb2.ResearchRecord]  # type: ignore[assignment]
+    """Stops a research; what it found by then is its result, and says that it is partial. Does nothing to one that ended.
+    Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+    """
+    VerifyCitation: _aio.UnaryUnaryMultiCallable[_researcher_pb2.VerifyCitationRequest, _researcher_pb2.VerifyCitationResponse]  # type: ignore[assignment]
+    """Reads the source of a citation again and says whether the quote still stands there.
+    Errors: INVALID_REQUEST. A source that cannot be had is an answer, not an error.
+    """
+    AddSource: _aio.UnaryUnaryMultiCallable[_researcher_pb2.AddSourceRequest, _researcher_pb2.Source]  # type: ignore[assignment]
+    """Adds a source, or replaces the one of this name. It is not indexed yet; the first research or IndexSource does that.
+    Errors: INVALID_REQUEST, SOURCE_REFUSED (outside what the operator allows, or the name of a configured source).
+    """
+    ListSources: _aio.UnaryUnaryMultiCallable[_researcher_pb2.ListSourcesRequest, _researcher_pb2.ListSourcesResponse]  # type: ignore[assignment]
+    """Lists all sources, configured and added, by name."""
+    IndexSource: _aio.UnaryStreamMultiCallable[_researcher_pb2.IndexSourceRequest, _researcher_pb2.IndexSourceResponse]  # type: ignore[assignment]
+    """Brings the index of a source up to date, and streams how far it is; the last message is the source as it then is.
+    Cancelling the call stops the work; what was indexed stays, and the next call goes on from there.
+    Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (its folder is gone; it is a source without an index).
+    """
+    RemoveSource: _aio.UnaryUnaryMultiCallable[_researcher_pb2.RemoveSourceRequest, _researcher_pb2.RemoveSourceResponse]  # type: ignore[assignment]
+    """Removes a source that was added, with its index. Its documents are not touched.
+    Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (it is configured by the operator).
     """
 
 class ResearcherServicer(metaclass=_abc_1.ABCMeta):
-    """Reads documents below the configured roots and answers extractively: every finding quotes its source exactly.
-    Conductor calls it; it is not routed at the edge.
+    """Answers from documents, tables, earlier reports and the web, as far as the operator configured them: every finding
+    quotes its source exactly. Conductor calls it; it is not routed at the edge.
     """
 
     @_abc_1.abstractmethod
@@ -65,9 +129,89 @@ class ResearcherServicer(metaclass=_abc_1.ABCMeta):
         request: _researcher_pb2.ResearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_researcher_pb2.ResearchResponse], _abc.AsyncIterator[_researcher_pb2.ResearchResponse]]:
-        """Searches the sources for the objective and streams progress, then exactly one result, which is the last message.
-        Cancelling the call stops the work. Safe to repeat: it changes nothing.
-        Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES.
+        """Searches the sources for the objective and streams what happens, then exactly one result, which is the last message.
+        Cancelling the call stops the work, unless `keep_going` is set. A request with the research_id of an earlier one
+        gets that one's events from the beginning, and starts nothing.
+        Errors: INVALID_REQUEST, SOURCE_REFUSED, NO_SOURCES, REQUEST_ID_REUSED (the research_id belongs to another request).
+        """
+
+    @_abc_1.abstractmethod
+    def GetResearch(
+        self,
+        request: _researcher_pb2.GetResearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_researcher_pb2.ResearchRecord, _abc.Awaitable[_researcher_pb2.ResearchRecord]]:
+        """Returns a research as far as it has come, its result once there is one. Researches are kept for a day by default.
+        Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchResearch(
+        self,
+        request: _researcher_pb2.WatchResearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_researcher_pb2.ResearchResponse], _abc.AsyncIterator[_researcher_pb2.ResearchResponse]]:
+        """Streams the events of a research after a sequence, those that were and those to come. The result is the last one.
+        Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND, CURSOR_OUT_OF_RANGE.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelResearch(
+        self,
+        request: _researcher_pb2.CancelResearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_researcher_pb2.ResearchRecord, _abc.Awaitable[_researcher_pb2.ResearchRecord]]:
+        """Stops a research; what it found by then is its result, and says that it is partial. Does nothing to one that ended.
+        Errors: INVALID_REQUEST, RESEARCH_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyCitation(
+        self,
+        request: _researcher_pb2.VerifyCitationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_researcher_pb2.VerifyCitationResponse, _abc.Awaitable[_researcher_pb2.VerifyCitationResponse]]:
+        """Reads the source of a citation again and says whether the quote still stands there.
+        Errors: INVALID_REQUEST. A source that cannot be had is an answer, not an error.
+        """
+
+    @_abc_1.abstractmethod
+    def AddSource(
+        self,
+        request: _researcher_pb2.AddSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_researcher_pb2.Source, _abc.Awaitable[_researcher_pb2.Source]]:
+        """Adds a source, or replaces the one of this name. It is not indexed yet; the first research or IndexSource does that.
+        Errors: INVALID_REQUEST, SOURCE_REFUSED (outside what the operator allows, or the name of a configured source).
+        """
+
+    @_abc_1.abstractmethod
+    def ListSources(
+        self,
+        request: _researcher_pb2.ListSourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_researcher_pb2.ListSourcesResponse, _abc.Awaitable[_researcher_pb2.ListSourcesResponse]]:
+        """Lists all sources, configured and added, by name."""
+
+    @_abc_1.abstractmethod
+    def IndexSource(
+        self,
+        request: _researcher_pb2.IndexSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_researcher_pb2.IndexSourceResponse], _abc.AsyncIterator[_researcher_pb2.IndexSourceResponse]]:
+        """Brings the index of a source up to date, and streams how far it is; the last message is the source as it then is.
+        Cancelling the call stops the work; what was indexed stays, and the next call goes on from there.
+        Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (its folder is gone; it is a source without an index).
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveSource(
+        self,
+        request: _researcher_pb2.RemoveSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_researcher_pb2.RemoveSourceResponse, _abc.Awaitable[_researcher_pb2.RemoveSourceResponse]]:
+        """Removes a source that was added, with its index. Its documents are not touched.
+        Errors: INVALID_REQUEST, SOURCE_NOT_FOUND, SOURCE_REFUSED (it is configured by the operator).
         """
 
 def add_ResearcherServicer_to_server(servicer: ResearcherServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from conductor.v1 import error_pb2 as conductor_dot_v1_dot_error__pb2
 from conductor.v1 import report_writer_pb2 as conductor_dot_v1_dot_report__writer__pb2
+from conductor.v1 import researcher_pb2 as conductor_dot_v1_dot_researcher__pb2
 from conductor.v1 import terminal_pb2 as conductor_dot_v1_dot_terminal__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63onductor/v1/task.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x18\x63onductor/v1/error.proto\x1a conductor/v1/report_writer.proto\x1a\x1b\x63onductor/v1/terminal.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x03\n\x05Hints\x12G\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0e\x32\x18.conductor.v1.CapabilityB\x17\xe2\x41\x01\x01\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\x07\x82\x01\x04\x18\x01\x18\x02\x12\x33\n\x08research\x18\x02 \x01(\x0b\x32\x1b.conductor.v1.ResearchHintsB\x04\xe2\x41\x01\x01\x12\x35\n\x08\x63ommands\x18\x03 \x03(\x0b\x32\x15.conductor.v1.CommandB\x0c\xe2\x41\x01\x01\xbaH\x05\x92\x01\x02\x10\x10\x12\x41\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\xe2\x41\x01\x01\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\x12!\n\x0cmax_attempts\x18\x05 \x01(\rB\x0b\xe2\x41\x01\x01\xbaH\x04*\x02\x18\x05:\xa5\x01\xbaH\xa1\x01\x1a\x9e\x01\n\x1c\x63ommands.needed_for_terminal\x12Hmust hold at least one command when capabilities has CAPABILITY_TERMINAL\x1a\x34!(2 in this.capabilities) || size(this.commands) > 0\"\x9d\x01\n\rResearchHints\x12&\n\x07sources\x18\x01 \x03(\tB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x10 \"\x07r\x05\x10\x01(\x80\x08\x12!\n\x0cmax_findings\x18\x02 \x01(\rB\x0b\xe2\x41\x01\x01\xbaH\x04*\x02\x18\x32\x12\x41\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x15\xe2\x41\x01\x01\xbaH\x0e\xaa\x01\x0b\"\x03\x08\x90\x1c\x32\x04\x10\xc0\x84=\"\xa3\x02\n\x05Scope\x12\x46\n\ndesktop_id\x18\x01 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\x12\x46\n\nsession_id\x18\x02 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\x12\x45\n\tthread_id\x18\x03 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\x12\x43\n\x07user_id\x18\x04 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\"7\n\x11WriterWindowProps\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cpreview_mode\x18\x02 \x01(\x08\"\xed\x04\n\x04Task\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.conductor.v1.TaskStatus\x12\x18\n\x0breport_path\x18\x03 \x01(\tH\x00\x88\x01\x01\x12<\n\x13writer_window_props\x18\x04 \x01(\x0b\x32\x1f.conductor.v1.WriterWindowProps\x12\x16\n\x0e\x63orrelation_id\x18\x05 \x01(\t\x12\'\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x18.conductor.v1.TypedError\x12\x11\n\tobjective\x18\x07 \x01(\t\x12\x12\n\ndesktop_id\x18\x08 \x01(\t\x12-\n\x0boutput_mode\x18\t \x01(\x0e\x32\x18.conductor.v1.OutputMode\x12\x12\n\nproject_id\x18\n \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61s_of_sequence\x18\x0f \x01(\x03\x12\"\n\x05scope\x18\x10 \x01(\x0b\x32\x13.conductor.v1.Scope\x12\r\n\x05phase\x18\x11 \x01(\t\x12)\n\tartifacts\x18\x12 \x03(\x0b\x32\x16.conductor.v1.ArtifactB\x0e\n\x0c_report_path*\xc8\x01\n\nTaskStatus\x12\x1b\n\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_STATUS_QUEUED\x10\x01\x12\x17\n\x13TASK_STATUS_RUNNING\x10\x02\x12\x1e\n\x1aTASK_STATUS_WAITING_WORKER\x10\x03\x12\x19\n\x15TASK_STATUS_COMPLETED\x10\x04\x12\x16\n\x12TASK_STATUS_FAILED\x10\x05\x12\x19\n\x15TASK_STATUS_CANCELLED\x10\x06*T\n\nOutputMode\x12\x1b\n\x17OUTPUT_MODE_UNSPECIFIED\x10\x00\x12)\n%OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER\x10\x01*z\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41PABILITY_RESEARCHER\x10\x01\x12\x17\n\x13\x43\x41PABILITY_TERMINAL\x10\x02\x12\x1c\n\x18\x43\x41PABILITY_REPORT_WRITER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63onductor/v1/task.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x18\x63onductor/v1/error.proto\x1a conductor/v1/report_writer.proto\x1a\x1d\x63onductor/v1/researcher.proto\x1a\x1b\x63onductor/v1/terminal.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x03\n\x05Hints\x12G\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0e\x32\x18.conductor.v1.CapabilityB\x17\xe2\x41\x01\x01\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\x07\x82\x01\x04\x18\x01\x18\x02\x12\x33\n\x08research\x18\x02 \x01(\x0b\x32\x1b.conductor.v1.ResearchHintsB\x04\xe2\x41\x01\x01\x12\x35\n\x08\x63ommands\x18\x03 \x03(\x0b\x32\x15.conductor.v1.CommandB\x0c\xe2\x41\x01\x01\xbaH\x05\x92\x01\x02\x10\x10\x12\x41\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\xe2\x41\x01\x01\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\x12!\n\x0cmax_attempts\x18\x05 \x01(\rB\x0b\xe2\x41\x01\x01\xbaH\x04*\x02\x18\x05:\xa5\x01\xbaH\xa1\x01\x1a\x9e\x01\n\x1c\x63ommands.needed_for_terminal\x12Hmust hold at least one command when capabilities has CAPABILITY_TERMINAL\x1a\x34!(2 in this.capabilities) || size(this.commands) > 0\"\xda\x02\n\rResearchHints\x12&\n\x07sources\x18\x01 \x03(\tB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x10 \"\x07r\x05\x10\x01(\x80\x08\x12!\n\x0cmax_findings\x18\x02 \x01(\rB\x0b\xe2\x41\x01\x01\xbaH\x04*\x02\x18\x32\x12\x41\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x15\xe2\x41\x01\x01\xbaH\x0e\xaa\x01\x0b\"\x03\x08\x90\x1c\x32\x04\x10\xc0\x84=\x12\x34\n\x04mode\x18\x04 \x01(\x0e\x32\x18.conductor.v1.AnswerModeB\x0c\xe2\x41\x01\x01\xbaH\x05\x82\x01\x02\x10\x01\x12>\n\x05kinds\x18\x05 \x03(\x0e\x32\x18.conductor.v1.SourceKindB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x11\n\x03web\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x32\n\x06\x62udget\x18\x07 \x01(\x0b\x32\x1c.conductor.v1.ResearchBudgetB\x04\xe2\x41\x01\x01\"\xa3\x02\n\x05Scope\x12\x46\n\ndesktop_id\x18\x01 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\x12\x46\n\nsession_id\x18\x02 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\x12\x45\n\tthread_id\x18\x03 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\x12\x43\n\x07user_id\x18\x04 \x01(\tB2\xe2\x41\x01\x01\xbaH+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\xd8\x01\x01\"7\n\x11WriterWindowProps\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cpreview_mode\x18\x02 \x01(\x08\"\xed\x04\n\x04Task\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.conductor.v1.TaskStatus\x12\x18\n\x0breport_path\x18\x03 \x01(\tH\x00\x88\x01\x01\x12<\n\x13writer_window_props\x18\x04 \x01(\x0b\x32\x1f.conductor.v1.WriterWindowProps\x12\x16\n\x0e\x63orrelation_id\x18\x05 \x01(\t\x12\'\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x18.conductor.v1.TypedError\x12\x11\n\tobjective\x18\x07 \x01(\t\x12\x12\n\ndesktop_id\x18\x08 \x01(\t\x12-\n\x0boutput_mode\x18\t \x01(\x0e\x32\x18.conductor.v1.OutputMode\x12\x12\n\nproject_id\x18\n \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61s_of_sequence\x18\x0f \x01(\x03\x12\"\n\x05scope\x18\x10 \x01(\x0b\x32\x13.conductor.v1.Scope\x12\r\n\x05phase\x18\x11 \x01(\t\x12)\n\tartifacts\x18\x12 \x03(\x0b\x32\x16.conductor.v1.ArtifactB\x0e\n\x0c_report_path*\xc8\x01\n\nTaskStatus\x12\x1b\n\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_STATUS_QUEUED\x10\x01\x12\x17\n\x13TASK_STATUS_RUNNING\x10\x02\x12\x1e\n\x1aTASK_STATUS_WAITING_WORKER\x10\x03\x12\x19\n\x15TASK_STATUS_COMPLETED\x10\x04\x12\x16\n\x12TASK_STATUS_FAILED\x10\x05\x12\x19\n\x15TASK_STATUS_CANCELLED\x10\x06*T\n\nOutputMode\x12\x1b\n\x17OUTPUT_MODE_UNSPECIFIED\x10\x00\x12)\n%OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER\x10\x01*z\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41PABILITY_RESEARCHER\x10\x01\x12\x17\n\x13\x43\x41PABILITY_TERMINAL\x10\x02\x12\x1c\n\x18\x43\x41PABILITY_REPORT_WRITER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,6 +57,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESEARCHHINTS'].fields_by_name['max_findings']._serialized_options = b'\342A\001\001\272H\004*\002\0302'
   _globals['_RESEARCHHINTS'].fields_by_name['timeout']._loaded_options = None
   _globals['_RESEARCHHINTS'].fields_by_name['timeout']._serialized_options = b'\342A\001\001\272H\016\252\001\013\"\003\010\220\0342\004\020\300\204='
+  _globals['_RESEARCHHINTS'].fields_by_name['mode']._loaded_options = None
+  _globals['_RESEARCHHINTS'].fields_by_name['mode']._serialized_options = b'\342A\001\001\272H\005\202\001\002\020\001'
+  _globals['_RESEARCHHINTS'].fields_by_name['kinds']._loaded_options = None
+  _globals['_RESEARCHHINTS'].fields_by_name['kinds']._serialized_options = b'\342A\001\001\272H\016\222\001\013\030\001\"\007\202\001\004\020\001 \000'
+  _globals['_RESEARCHHINTS'].fields_by_name['web']._loaded_options = None
+  _globals['_RESEARCHHINTS'].fields_by_name['web']._serialized_options = b'\342A\001\001'
+  _globals['_RESEARCHHINTS'].fields_by_name['budget']._loaded_options = None
+  _globals['_RESEARCHHINTS'].fields_by_name['budget']._serialized_options = b'\342A\001\001'
   _globals['_SCOPE'].fields_by_name['desktop_id']._loaded_options = None
   _globals['_SCOPE'].fields_by_name['desktop_id']._serialized_options = b'\342A\001\001\272H+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\330\001\001'
   _globals['_SCOPE'].fields_by_name['session_id']._loaded_options = None
@@ -64,20 +73,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOPE'].fields_by_name['thread_id']._serialized_options = b'\342A\001\001\272H+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\330\001\001'
   _globals['_SCOPE'].fields_by_name['user_id']._loaded_options = None
   _globals['_SCOPE'].fields_by_name['user_id']._serialized_options = b'\342A\001\001\272H+r&2$^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$\330\001\001'
-  _globals['_TASKSTATUS']._serialized_start=1854
-  _globals['_TASKSTATUS']._serialized_end=2054
-  _globals['_OUTPUTMODE']._serialized_start=2056
-  _globals['_OUTPUTMODE']._serialized_end=2140
-  _globals['_CAPABILITY']._serialized_start=2142
-  _globals['_CAPABILITY']._serialized_end=2264
-  _globals['_HINTS']._serialized_start=258
-  _globals['_HINTS']._serialized_end=716
-  _globals['_RESEARCHHINTS']._serialized_start=719
-  _globals['_RESEARCHHINTS']._serialized_end=876
-  _globals['_SCOPE']._serialized_start=879
-  _globals['_SCOPE']._serialized_end=1170
-  _globals['_WRITERWINDOWPROPS']._serialized_start=1172
-  _globals['_WRITERWINDOWPROPS']._serialized_end=1227
-  _globals['_TASK']._serialized_start=1230
-  _globals['_TASK']._serialized_end=1851
+  _globals['_TASKSTATUS']._serialized_start=2074
+  _globals['_TASKSTATUS']._serialized_end=2274
+  _globals['_OUTPUTMODE']._serialized_start=2276
+  _globals['_OUTPUTMODE']._serialized_end=2360
+  _globals['_CAPABILITY']._serialized_start=2362
+  _globals['_CAPABILITY']._serialized_end=2484
+  _globals['_HINTS']._serialized_start=289
+  _globals['_HINTS']._serialized_end=747
+  _globals['_RESEARCHHINTS']._serialized_start=750
+  _globals['_RESEARCHHINTS']._serialized_end=1096
+  _globals['_SCOPE']._serialized_start=1099
+  _globals['_SCOPE']._serialized_end=1390
+  _globals['_WRITERWINDOWPROPS']._serialized_start=1392
+  _globals['_WRITERWINDOWPROPS']._serialized_end=1447
+  _globals['_TASK']._serialized_start=1450
+  _globals['_TASK']._serialized_end=2071
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Tasks: one run of one objective each."""
 from collections import abc as _abc
 from conductor.v1 import error_pb2 as _error_pb2
 from conductor.v1 import report_writer_pb2 as _report_writer_pb2
+from conductor.v1 import researcher_pb2 as _researcher_pb2
 from conductor.v1 import terminal_pb2 as _terminal_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -173,15 +174,31 @@ class ResearchHints(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     MAX_FINDINGS_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    WEB_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     max_findings: _builtins.int
     """Most findings to report. 1 to 50; the Researcher's default when 0."""
+    mode: _researcher_pb2.AnswerMode.ValueType
+    """How to answer, as in ResearchRequest.mode. Extractive when unspecified."""
+    web: _builtins.bool
+    """Whether to search the web too, with the providers the operator configured."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Folders or documents below the Researcher's configured roots. All of them when empty; at most 32."""
+        """What to search, as in ResearchRequest.sources. All sources with an index when empty; at most 32."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Time for the research. Up to 1 hour; 60 seconds when absent."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_researcher_pb2.SourceKind.ValueType]:
+        """Kinds of sources to search, as in ResearchRequest.kinds. Every kind when empty."""
+
+    @_builtins.property
+    def budget(self) -> _researcher_pb2.ResearchBudget:
+        """How much may be spent on it. `wall_time` and `max_findings` are those above, unless they are given here."""
 
     def __init__(
         self,
@@ -189,10 +206,14 @@ class ResearchHints(_message.Message):
         sources: _abc.Iterable[_builtins.str] | None = ...,
         max_findings: _builtins.int = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        mode: _researcher_pb2.AnswerMode.ValueType = ...,
+        kinds: _abc.Iterable[_researcher_pb2.SourceKind.ValueType] | None = ...,
+        web: _builtins.bool = ...,
+        budget: _researcher_pb2.ResearchBudget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_findings", b"max_findings", "sources", b"sources", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "kinds", b"kinds", "max_findings", b"max_findings", "mode", b"mode", "sources", b"sources", "timeout", b"timeout", "web", b"web"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
