@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
-from conductor.v1 import conductor_pb2, event_pb2
 from google.protobuf.message import Message
 
 from client.errors import ConductorError, from_rpc_error
@@ -26,7 +25,6 @@ CHANNEL_OPTIONS = (
 )
 
 Answer = TypeVar("Answer", bound=Message)
-Subscribe = Callable[[conductor_pb2.SubscribeEventsRequest], Iterator[event_pb2.Event]]
 
 
 class Connection:
@@ -66,8 +64,11 @@ class Connection:
         finally:
             cast(grpc.Call, stream).cancel()
 
-    def resumed(self, method: Subscribe, request: conductor_pb2.SubscribeEventsRequest) -> Iterator[event_pb2.Event]:
+    def resumed(self, method: Callable[..., Iterator[Answer]], request: Any) -> Iterator[Answer]:
         """Yields the messages of one subscription after the other, each beginning behind the last message.
+
+        Args:
+            request: with after_sequence, and log_id where the messages have one.
 
         Raises ConductorError when it is refused, or when nothing has come for too long.
         """
@@ -78,9 +79,7 @@ class Connection:
             try:
                 for event in stream:
                     yield event
-                    request.after_sequence = max(event.sequence, request.after_sequence)
-                    if event.log_id:
-                        request.log_id = event.log_id
+                    _go_on_behind(request, event)
                     pauses = _pauses(self._resume_for)
             except grpc.RpcError as error:
                 cut = from_rpc_error(error)
@@ -89,6 +88,12 @@ class Connection:
             finally:
                 cast(grpc.Call, stream).cancel()
             _pause_or_raise(pauses, cut)
+
+
+def _go_on_behind(request: Any, event: Any) -> None:
+    request.after_sequence = max(event.sequence, request.after_sequence)
+    if getattr(event, "log_id", ""):
+        request.log_id = event.log_id
 
 
 def _may_resume(error: ConductorError) -> bool:

@@ -9,21 +9,17 @@ Exit codes:
     130  interrupted; a task that was accepted goes on
 """
 
-import contextlib
-import re
 import shlex
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Any
 
-import grpc
 import typer
-from conductor.v1 import project_pb2, task_pb2, terminal_pb2
+from conductor.v1 import project_pb2, researcher_pb2, task_pb2, terminal_pb2
 
 from client.admin import administer
-from client.api import DEFAULT_TARGET, ConductorClient, new_request_id
-from client.errors import ConductorError
-from client.output import INTERRUPTED, Output
+from client.api import DEFAULT_TARGET, new_request_id
+from client.options import Json, ProjectId, RequestId, Target, TaskId, named, seconds, session, source_kind
+from client.research import show_research, sources, verify
 from client.show import artifact_line, event_line, plain, state_lines, task_line
 from client.watch import watch as watch_task
 
@@ -38,40 +34,25 @@ Exit codes:
 * 4: unavailable: nothing to reach, over capacity, or too late
 * 130: interrupted; a task that was accepted goes on
 """
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
-
 app = typer.Typer(
     help=HELP, rich_markup_mode="markdown", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
 
-def _named(prefix: str, names: list[str], text: str) -> str:
-    """Returns the enum name a person means: `train`, `Train` and `STAGE_TRAIN` are the same."""
-    name = text.strip().upper().replace("-", "_").removeprefix(prefix)
-    known = [name.removeprefix(prefix) for name in names[1:]]
-    if name not in known:
-        raise typer.BadParameter(f"give one of {', '.join(known).lower()}")
-    return prefix + name
-
-
 def _stage(text: str) -> int:
-    return project_pb2.Stage.Value(_named("STAGE_", project_pb2.Stage.keys(), text))
+    return project_pb2.Stage.Value(named("STAGE_", project_pb2.Stage.keys(), text))
 
 
 def _stage_status(text: str) -> int:
-    return project_pb2.StageStatus.Value(_named("STAGE_STATUS_", project_pb2.StageStatus.keys(), text))
+    return project_pb2.StageStatus.Value(named("STAGE_STATUS_", project_pb2.StageStatus.keys(), text))
 
 
 def _task_status(text: str) -> int:
-    return task_pb2.TaskStatus.Value(_named("TASK_STATUS_", task_pb2.TaskStatus.keys(), text))
+    return task_pb2.TaskStatus.Value(named("TASK_STATUS_", task_pb2.TaskStatus.keys(), text))
 
 
-def _seconds(text: str) -> float:
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise typer.BadParameter("give seconds, or a number with s, m or h, for example 90 or 5m")
-    return float(match[1]) * _SECONDS[match[2]]
+def _mode(text: str) -> int:
+    return researcher_pb2.AnswerMode.Value(named("ANSWER_MODE_", researcher_pb2.AnswerMode.keys(), text))
 
 
 def _argv(text: str) -> list[str]:
@@ -81,34 +62,22 @@ def _argv(text: str) -> list[str]:
         raise typer.BadParameter(f"{text!r} cannot be split: {error}") from None
 
 
-Target = Annotated[str, typer.Option(envvar="CONDUCTOR_TARGET", help="host:port of the edge or of a Conductor.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
-TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.")]
-ProjectId = Annotated[str, typer.Argument(metavar="PROJECT", help="Id of the project.")]
-RequestId = Annotated[str | None, typer.Option(help="Makes a repeat return the first answer. Made when left out.")]
-
-
-@contextlib.contextmanager
-def _session(target: str, as_json: bool) -> Iterator[tuple[ConductorClient, Output]]:
-    """Opens the client, and turns what goes wrong into a line on standard error and an exit code."""
-    output = Output(as_json)
-    try:
-        with ConductorClient(target) as client:
-            yield client, output
-    except ConductorError as error:
-        code = output.error(error)
-        if error.code == grpc.StatusCode.UNAVAILABLE and not error.answered and not as_json:
-            output.note(f"Tried {plain(target)}. Start Conductor, or name another one with --target.")
-        raise typer.Exit(code) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-
-
 @app.command()
 def execute(
     objective: Annotated[str, typer.Argument(help="What is wanted, in natural language.")],
     wait: Annotated[bool, typer.Option(help="Watch the task until it ends.")] = True,
-    source: Annotated[list[str] | None, typer.Option(help="Folder or document to research. Repeatable.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Source to research, or a folder, document or page of one. Repeatable."),
+    ] = None,
+    web: Annotated[bool, typer.Option("--web", help="Search the web too.")] = False,
+    mode: Annotated[
+        int | None, typer.Option(parser=_mode, metavar="MODE", help="How to answer: extractive or synthesized.")
+    ] = None,
+    kind: Annotated[
+        list[int] | None,
+        typer.Option(parser=source_kind, metavar="KIND", help="Only folder, reports, tables or web. Repeatable."),
+    ] = None,
     command: Annotated[
         list[str] | None, typer.Option(help="Command to run, split as a shell does. Repeatable.")
     ] = None,
@@ -117,7 +86,7 @@ def execute(
     ] = None,
     project: Annotated[str | None, typer.Option(help="Project the task belongs to.")] = None,
     deadline: Annotated[
-        float | None, typer.Option(parser=_seconds, metavar="TIME", help="Time for the task: 90, 90s, 5m, 1h.")
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="Time for the task: 90, 90s, 5m, 1h.")
     ] = None,
     request_id: RequestId = None,
     target: Target = DEFAULT_TARGET,
@@ -125,13 +94,15 @@ def execute(
 ) -> None:
     """Submit an objective, and watch it until its report is there.
 
-    The Terminal runs what --command and --script say; the Researcher goes first when --source is given too.
+    The Terminal runs what --command and --script say; the Researcher goes first when --source, --web, --mode or --kind
+    is given too.
 
     With --json the last line is the task, or with --no-wait the answer.
     """
-    hints = _hints(source or [], command or [], script or [], deadline)
+    research = task_pb2.ResearchHints(sources=source, web=web, mode=mode or 0, kinds=kind)  # type: ignore[arg-type]
+    hints = _hints(research, command or [], script or [], deadline)
     request_id = request_id or new_request_id()
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         try:
             answer = client.execute(objective, hints=hints, project_id=project, request_id=request_id)
         except KeyboardInterrupt:
@@ -144,11 +115,13 @@ def execute(
         raise typer.Exit(watch_task(client, answer.task_id, output))
 
 
-def _hints(sources: list[str], commands: list[str], scripts: list[str], deadline: float | None) -> task_pb2.Hints:
+def _hints(
+    research: task_pb2.ResearchHints, commands: list[str], scripts: list[str], deadline: float | None
+) -> task_pb2.Hints:
     hints = task_pb2.Hints(commands=[terminal_pb2.Command(argv=_argv(text)) for text in commands])
     hints.commands.extend(terminal_pb2.Command(script=text) for text in scripts)
-    hints.research.sources.extend(sources)
-    if hints.commands and sources:
+    hints.research.CopyFrom(research)
+    if hints.commands and research.ByteSize():
         hints.capabilities.append(task_pb2.CAPABILITY_RESEARCHER)
     if hints.commands:
         hints.capabilities.append(task_pb2.CAPABILITY_TERMINAL)
@@ -160,14 +133,14 @@ def _hints(sources: list[str], commands: list[str], scripts: list[str], deadline
 @app.command()
 def watch(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
     """Follow a task from its first event to its last."""
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         raise typer.Exit(watch_task(client, task, output))
 
 
 @app.command("task")
 def show_task(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
     """Show a task."""
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         found = client.get_task(task)
         output.message(found, [task_line(found), *(f"  {artifact_line(file)}" for file in found.artifacts)])
 
@@ -184,7 +157,7 @@ def tasks(
 ) -> None:
     """List tasks, newest first."""
     chosen = task_pb2.TaskStatus.ValueType(status or 0)
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         for found in client.list_tasks(status=chosen, project_id=project, page_size=limit).tasks:
             output.message(found, [task_line(found)])
 
@@ -197,7 +170,7 @@ def cancel(
     as_json: Json = False,
 ) -> None:
     """Stop a task and what it runs."""
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         found = client.cancel(task, reason)
         output.message(found, [task_line(found)])
 
@@ -205,7 +178,7 @@ def cancel(
 @app.command()
 def report(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
     """Write the report of a completed task to standard output, as markdown."""
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         body = client.report(task)
         if as_json:
             output.message(body, ())
@@ -220,8 +193,9 @@ def artifact(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As conductor task shows it: command-1.stdout")],
     target: Target = DEFAULT_TARGET,
 ) -> None:
-    """Write all that a command of a task wrote to standard output: as it is, to a terminal with controls visible."""
-    with _session(target, False) as (client, output):
+    """Write a file of a task to standard output, what a command wrote or findings.json: as it is, to a terminal with
+    controls visible."""
+    with session(target, False) as (client, output):
         for data in client.artifact(task, name):
             output.raw(data)
 
@@ -229,7 +203,7 @@ def artifact(
 @app.command()
 def state(project: ProjectId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
     """Show where a project stands."""
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         found = client.state(project)
         output.message(found, state_lines(found))
 
@@ -272,7 +246,7 @@ def reject(
 
 
 def _answer(target: str, as_json: bool, project: str, stage: int | None, **answer: Any) -> None:
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         found = client.confirm(project, stage=project_pb2.Stage.ValueType(stage or 0), **answer)
         output.message(found, state_lines(found))
 
@@ -290,7 +264,7 @@ def transition(
     as_json: Json = False,
 ) -> None:
     """Move a project to a stage, or report on the current one."""
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         found = client.transition(
             project,
             project_pb2.Stage.ValueType(stage),
@@ -314,7 +288,7 @@ def events(
     as_json: Json = False,
 ) -> None:
     """Stream events. From now on when --after is left out; with --no-follow, all there is."""
-    with _session(target, as_json) as (client, output):
+    with session(target, as_json) as (client, output):
         stream = client.events(
             after_sequence=0 if after is None and not follow else after,
             task_id=task,
@@ -324,6 +298,11 @@ def events(
         )
         for event in stream:
             output.message(event, [event_line(event)])
+
+
+app.add_typer(sources, name="sources")
+app.command()(verify)
+app.command("research")(show_research)
 
 
 @app.command(

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import grpc
 from google.protobuf import json_format
@@ -47,8 +48,12 @@ class Output:
 
     def message(self, message: Message, lines: Iterable[str]) -> None:
         """Writes one result: as JSON, or as the lines that show it."""
+        fields = json_format.MessageToDict(message, preserving_proto_field_name=True) if self.as_json else {}
+        self.fields(fields, lines)
+
+    def fields(self, fields: Mapping[str, Any], lines: Iterable[str]) -> None:
+        """Writes one result that is no message of its own: its fields as JSON, or the lines that show it."""
         if self.as_json:
-            fields = json_format.MessageToDict(message, preserving_proto_field_name=True)
             sys.stdout.write(json.dumps(fields, ensure_ascii=False) + "\n")
         else:
             for line in lines:

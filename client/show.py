@@ -4,16 +4,20 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from conductor.v1 import error_pb2, event_pb2, project_pb2, report_writer_pb2, task_pb2, terminal_pb2
+from conductor.v1 import error_pb2, event_pb2, project_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from client.visible import output_lines, visible
 
 OBJECTIVE_CHARS = 80
+FINDINGS = "findings.json"  # the file of a task that holds what its research found
 OUTPUT_CHARS = 200  # of a piece of output, on the one line of its event
 # Controls, bidirectional and zero-width characters, and line ends of any kind.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff]+")
-_PREFIXES = re.compile(r"^(TASK_STATUS|STAGE_STATUS|STAGE|CAPABILITY|ERROR_REASON|COMMAND_END)_")
+_PREFIXES = re.compile(
+    r"^(TASK_STATUS|STAGE_STATUS|STAGE|CAPABILITY|ERROR_REASON|COMMAND_END|SOURCE_KIND|CITATION_STATE|GAP_KIND"
+    r"|RESEARCH_OUTCOME)_"
+)
 
 
 def plain(text: str) -> str:
@@ -42,10 +46,11 @@ def stage_name(stage: int) -> str:
 
 def clock(time: Timestamp) -> str:
     """Returns the time of day in UTC, empty when there is none."""
-    return _iso(time)[11:19]
+    return iso(time)[11:19]
 
 
-def _iso(time: Timestamp) -> str:
+def iso(time: Timestamp) -> str:
+    """Returns a time in UTC, to the second; empty when there is none."""
     try:
         return time.ToJsonString()[:19] + "Z" if time.seconds else ""
     except (ValueError, OverflowError):  # outside of what the type allows
@@ -65,12 +70,25 @@ def event_line(event: event_pb2.Event) -> str:
 
 
 def step_lines(event: event_pb2.Event) -> list[str]:
-    """Returns an event for somebody who follows one task: time, type, what happened; below it what a command wrote."""
+    """Returns an event for somebody who follows one task: time, type, what happened; below it what a command wrote, or
+    what a research read and judged."""
     kind = plain(event.type.removeprefix("conductor."))
     output = event.task_progress.output
     said = plain(event.task_progress.message) if output else summary(event)
+    research = event.task_progress.research
+    named = [*map(read_line, research.read), *map(judged_line, research.judged)]
     first = "  ".join(part for part in (clock(event.occurred_at), f"{kind:<14}", said) if part)
-    return [first, *output_lines(output)]
+    return [first, *output_lines(output), *(f"    {line}" for line in named)]
+
+
+def read_line(read: researcher_pb2.SourceRead) -> str:
+    """Returns what was read on one line: `.` before it, or `!` when it was of no use."""
+    return f"! {plain(read.uri)}: {shorten(read.gap.detail)}" if read.HasField("gap") else f". {plain(read.uri)}"
+
+
+def judged_line(judged: researcher_pb2.PassageJudged) -> str:
+    """Returns what became of a passage on one line: `+` before one that was kept as evidence, `-` before others."""
+    return f"{'+' if judged.kept else '-'} {plain(judged.uri)}: {shorten(judged.beginning)} ({shorten(judged.why)})"
 
 
 def summary(event: event_pb2.Event) -> str:
@@ -83,7 +101,7 @@ def task_line(task: task_pb2.Task) -> str:
     """Returns a task as one line: id, status, when, report or error, objective."""
     status = enum_name(task_pb2.TaskStatus, task.status)
     ended = failure(task.error) if task.HasField("error") else task.report_path
-    parts = (task.task_id, status, _iso(task.created_at), ended, shorten(task.objective))
+    parts = (task.task_id, status, iso(task.created_at), ended, shorten(task.objective))
     return "  ".join(plain(part) for part in parts if part)
 
 
@@ -134,7 +152,8 @@ def _result(fact: event_pb2.WorkerResult) -> str:
 def _outcome(fact: event_pb2.WorkerResult) -> str:
     kind = fact.WhichOneof("result")
     if kind == "research":
-        return f"{len(fact.research.findings)} findings, {len(fact.research.gaps)} gaps"
+        ended = enum_name(researcher_pb2.ResearchOutcome, fact.research.outcome).lower()
+        return f"{ended}, {len(fact.research.findings)} findings, {len(fact.research.gaps)} gaps"
     if kind == "command":
         return "; ".join((_command_end(fact.command.result), *map(artifact_line, fact.command.artifacts)))
     return fact.report.path

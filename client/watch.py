@@ -4,7 +4,7 @@ from conductor.v1 import task_pb2
 
 from client.api import ConductorClient
 from client.output import FAILED, OK, Output
-from client.show import failure, plain, step_lines
+from client.show import FINDINGS, failure, plain, step_lines
 
 ENDINGS = ("conductor.task.completed", "conductor.task.failed", "conductor.task.cancelled")
 
@@ -28,7 +28,10 @@ def watch(client: ConductorClient, task_id: str, output: Output) -> int:
 
 def _ended(task: task_pb2.Task, output: Output) -> int:
     if task.status == task_pb2.TASK_STATUS_COMPLETED:
-        output.message(task, [f"Completed: {plain(task.report_path)}", f"Read it: conductor report {task.task_id}"])
+        lines = [f"Completed: {plain(task.report_path)}", f"Read it: conductor report {task.task_id}"]
+        if any(file.name == FINDINGS for file in task.artifacts):
+            lines.append(f"Check its citations again: conductor verify {task.task_id}")
+        output.message(task, lines)
         return OK
     output.message(task, [failure(task.error)])
     return FAILED

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import protovalidate
 import pytest
 from buf.validate import validate_pb2
 from conductor.v1 import (
@@ -64,7 +65,10 @@ EDGE: dict[str, list[tuple[str, str]]] = {
     ],
 }
 WORKERS = {
-    "Researcher": ["Research"],
+    "Researcher": [
+        *("AddSource", "CancelResearch", "GetResearch", "IndexSource", "ListSources", "RemoveSource", "Research"),
+        *("VerifyCitation", "WatchResearch"),
+    ],
     "Terminal": ["GetCapabilities", "ReadFile", "RemoveWorkspace", "Run"],
     "Multiplex": ["Carry"],
     "ReportWriter": ["GetArtifact", "GetReport", "WriteArtifact", "WriteReport"],
@@ -91,7 +95,7 @@ RELIED_ON = {
 }
 # An answer's message that a request carries whole, from inside only: Conductor sends what workers have said.
 FROM_INSIDE = {"Finding", "Citation", "Locator", "Gap", "CommandRecord", "CommandResult", "Isolation", "Provenance"}
-FROM_INSIDE |= {"WorkerRun"}
+FROM_INSIDE |= {"WorkerRun", "AnswerSentence", "SubQuestion", "Contradiction", "SearchedSource", "ResearchUsage"}
 
 
 def file_set() -> descriptor_pb2.FileDescriptorSet:
@@ -291,6 +295,50 @@ def test_every_list_and_map_of_a_request_is_bounded(field: FieldDescriptor) -> N
 def test_every_enum_of_a_request_refuses_numbers_it_does_not_know(field: FieldDescriptor) -> None:
     rule = rules(field).repeated.items.enum if field.is_repeated else rules(field).enum
     assert rule.defined_only or len(getattr(rule, "in")) > 0
+
+
+def broken_rules(message: Any) -> list[str]:
+    try:
+        protovalidate.validate(message)
+    except protovalidate.ValidationError as error:
+        return [violation.proto.rule_id for violation in error.violations]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("uri", "quote", "accepted"),
+    [
+        ("docs/a.md", "It boils.", True),
+        ("u" * 4096, "q" * 65_536, True),
+        ("", "It boils.", False),
+        ("docs/a.md", "", False),
+        ("u" * 4097, "It boils.", False),
+        ("docs/a.md", "q" * 65_537, False),
+    ],
+)
+def test_a_citation_that_comes_back_from_outside_is_bounded(uri: str, quote: str, accepted: bool) -> None:
+    citation = researcher_pb2.Citation(uri=uri, quote=quote)
+    found = broken_rules(researcher_pb2.VerifyCitationRequest(citation=citation))
+    assert found == ([] if accepted else ["citation.checkable"])
+    assert broken_rules(researcher_pb2.VerifyCitationRequest()) == ["required"]
+
+
+def test_what_a_report_says_of_its_findings_is_about_findings_it_has() -> None:
+    def a_request(**fields: Any) -> report_writer_pb2.WriteReportRequest:
+        provenance = report_writer_pb2.Provenance(correlation_id="c-1")
+        findings = [researcher_pb2.Finding(), researcher_pb2.Finding()]
+        return report_writer_pb2.WriteReportRequest(
+            task_id="t-1", objective="boil", provenance=provenance, findings=findings, **fields
+        )
+
+    for index, wanted in ((1, []), (2, ["findings.known"]), (2**32 - 1, ["findings.known"])):
+        for told in (
+            {"answer": [{"text": "x", "findings": [0, index]}]},
+            {"sub_questions": [{"text": "x", "findings": [index]}]},
+            {"contradictions": [{"one": index}]},
+            {"contradictions": [{"other": index}]},
+        ):
+            assert broken_rules(a_request(**told)) == wanted
 
 
 # ---- generated, and kept ----

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from conductor.v1 import event_pb2, report_writer_pb2, terminal_pb2
 
 from services.conductor.pieces import Pieces
+from services.conductor.telling import Telling
 from services.conductor.upload import Upload
 
 KEPT_BYTES = 256 * 1024  # of each stream, in the log and the report
@@ -30,9 +31,8 @@ class Output:
         uploads: Mapping[terminal_pb2.OutputStream.ValueType, Upload],
     ) -> None:
         self._pieces = pieces
-        self._tell = tell
+        self._telling = Telling(pieces, tell)
         self._uploads = uploads
-        self._timer: asyncio.TimerHandle | None = None
         self._kept = {stream: bytearray() for stream in SUFFIXES}
         self._cut = dict.fromkeys(SUFFIXES, 0)
 
@@ -45,7 +45,7 @@ class Output:
         kept += fits
         self._cut[chunk.stream] += len(chunk.data) - len(fits)
         self._pieces.add(chunk)
-        self._wait()
+        self._telling.go_on()
         if self._uploads:
             await self._uploads[chunk.stream].add(chunk.data)
 
@@ -55,9 +55,7 @@ class Output:
         Args:
             record: of how the command ended; None when that is not known.
         """
-        self._stop()
-        if last := self._pieces.take(last=True):
-            self._tell(last)
+        self._telling.end()
         if record is None:
             return
         record.stdout, record.stderr = (bytes(kept) for kept in self._kept.values())
@@ -67,21 +65,6 @@ class Output:
 
     def close(self) -> list[report_writer_pb2.WriteArtifactRequest]:
         """Ends everything. Returns what is to be sent to the ReportWriter so that no half file is left there."""
-        self._stop()
+        self._telling.stop()
         given_up = (upload.give_up() for upload in self._uploads.values())
         return [request for request in given_up if request is not None]
-
-    def _wait(self) -> None:
-        if self._timer is None and (pause := self._pieces.pause) is not None:
-            self._timer = asyncio.get_running_loop().call_later(pause, self._tick)
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _tick(self) -> None:
-        self._timer = None
-        if piece := self._pieces.take():
-            self._tell(piece)
-        self._wait()

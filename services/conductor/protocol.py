@@ -13,6 +13,7 @@ from conductor.v1 import conductor_pb2, event_pb2, report_writer_pb2, researcher
 SECOND = 1_000_000_000  # nanoseconds
 MAX_PROGRESS = 50  # progress events kept of one call; a chatty worker cannot flood the log
 MAX_OUTPUT_PROGRESS = 100  # of a call of the Terminal: what its command writes
+MAX_ACTIVITY = 100  # of a call of the Researcher, beside the sentences it says: what it reads, keeps and rejects
 
 
 @dataclass(frozen=True, slots=True)

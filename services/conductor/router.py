@@ -20,10 +20,12 @@ from services.common.errors import Reason, Refusal, typed
 from services.common.multiplex import FRAME_BYTES
 from services.common.server import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
 from services.common.status import from_rpc_error
+from services.conductor.activity import Activity
+from services.conductor.findings import Following
 from services.conductor.lines import Answer, Lines, Method, single
 from services.conductor.output import SUFFIXES, Output
 from services.conductor.pieces import INTERVAL_S, Pieces
-from services.conductor.protocol import MAX_PROGRESS, Answered, CallWorker, Command, Progressed
+from services.conductor.protocol import Answered, CallWorker, Command, Progressed
 from services.conductor.upload import PIECE_S, Upload
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class GrpcRouter:
 
     Args:
         targets: capability → gRPC target.
-        interval: seconds between two pieces of a command's output, see INTERVAL_S.
+        interval: seconds between two pieces of what a command writes or a research does, see INTERVAL_S.
     """
 
     def __init__(self, targets: Mapping[task_pb2.Capability.ValueType, str], interval: float = INTERVAL_S) -> None:
@@ -181,14 +183,15 @@ class GrpcRouter:
     async def _research(
         self, call: CallWorker, request: researcher_pb2.ResearchRequest, deliver: Deliver
     ) -> event_pb2.WorkerResult:
-        told = 0
-        async with self._researcher.call(RESEARCH, request, call.timeout, request.correlation_id) as responses:
-            async for response in responses:
-                if response.WhichOneof("event") == "result":  # whatever else it may say no longer counts
-                    return event_pb2.WorkerResult(research=_checked(response.result))
-                told += 1
-                if told <= MAX_PROGRESS:
-                    deliver(Progressed(call.call_id, _progress(call, response.progress)))
+        activity = Activity(call.call_id, self._interval, request.budget)
+        following = Following(call.call_id, activity, lambda piece: deliver(Progressed(call.call_id, piece)))
+        try:
+            async with self._researcher.call(RESEARCH, request, call.timeout, request.correlation_id) as responses:
+                async for response in responses:
+                    if (result := following.add(response)) is not None:  # whatever else it may say no longer counts
+                        return event_pb2.WorkerResult(research=result)
+        finally:
+            following.close()
         raise _no_result(call.capability)
 
     # ---- commands ----
@@ -279,21 +282,6 @@ async def _one(lines: Lines, method: Method[Answer], request: Message, seconds: 
         async for answer in answers:
             return answer
     raise _no_result(Capability.CAPABILITY_REPORT_WRITER)
-
-
-def _progress(call: CallWorker, said: researcher_pb2.ResearchProgress) -> event_pb2.TaskProgress:
-    return event_pb2.TaskProgress(
-        message=said.message[:500], step=said.step, total_steps=said.total_steps, call_id=call.call_id
-    )
-
-
-def _checked(result: researcher_pb2.ResearchResult) -> researcher_pb2.ResearchResult:
-    """Lets no claim into the log that does not say where it comes from."""
-    if any(not finding.citations for finding in result.findings):
-        name = Capability.Name(Capability.CAPABILITY_RESEARCHER)
-        text = f"{name} gave a finding without a citation; its findings are not used."
-        raise Refusal(Reason.ERROR_REASON_WORKER_PROTOCOL, text, capability=name)
-    return result
 
 
 # ---- errors ----

@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 30  # of one file
 BLOCK_BYTES = 1 << 20  # read at once
 PART_S = 24 * 3600.0  # after which a file that nobody wrote to is given up: no command is silent for so long
 SWEEP_S = 3600.0  # between two looks for those
-TEXT, BYTES = "text/plain; charset=utf-8", "application/octet-stream"
+TEXT, JSON, BYTES = "text/plain; charset=utf-8", "application/json", "application/octet-stream"
 
 
 class Gap(Exception):
@@ -177,11 +177,12 @@ class _Description:
     @property
     def artifact(self) -> report_writer_pb2.Artifact:
         is_text = self._is_text and self._decodes(b"", final=True)
+        text = JSON if self._name.endswith(".json") else TEXT
         return report_writer_pb2.Artifact(
             name=self._name,
             size_bytes=self.size,
             sha256=self._sha256.hexdigest(),
-            media_type=TEXT if is_text else BYTES,
+            media_type=text if is_text else BYTES,
         )
 
     def _decodes(self, block: bytes, final: bool = False) -> bool:

@@ -15,6 +15,8 @@ from services.common.errors import Reason, Refusal
 from services.report_writer import report
 from services.report_writer.artifacts import MAX_BYTES, Artifacts, Different, Gap
 from services.report_writer.files import Folder, NotAReport
+from services.report_writer.findings import NAME as FINDINGS
+from services.report_writer.findings import findings_json
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +128,7 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
         if len(content) > self._max_bytes:
             raise _too_large("report", len(content), self._max_bytes)
         try:
+            findings = self._store_findings(request) if request.research_id else None
             content, existed = self._store(request, content)
         except OSError as error:
             raise _disk_refusal("stored", error) from error
@@ -134,7 +137,22 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
             sha256=_sha256(content),
             size_bytes=len(content),
             already_existed=existed,
+            findings=findings,
         )
+
+    def _store_findings(self, request: report_writer_pb2.WriteReportRequest) -> report_writer_pb2.Artifact:
+        """Stores what the research found, before the report: where there is a report, there is this too."""
+        with contextlib.suppress(FileNotFoundError):
+            self._standing(request)  # of another report nothing is stored
+        content = findings_json(request)
+        path = report.artifact_path(request.task_id, FINDINGS)
+        try:
+            whole, _ = self._artifacts.finish(request.task_id, FINDINGS, 0, content, _sha256(content))
+        except Different as found:
+            raise _conflict(path, f"{path} holds other findings, or changed ones") from found
+        except NotAReport as found:
+            raise _conflict(path, f"What stands at {path} is {found}") from found
+        return whole
 
     def _store(self, request: report_writer_pb2.WriteReportRequest, content: bytes) -> tuple[bytes, bool]:
         """Returns what stands under the report's name, and whether it was there before. Looks first: a repeat must

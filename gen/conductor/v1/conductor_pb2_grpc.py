@@ -161,9 +161,9 @@ class ConductorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetArtifact(self, request, context):
-        """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
-        message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
-        the task names.
+        """Streams a file of a task: the whole of what one of its commands wrote to one stream, or what its research found; see
+        `Task.artifacts`. Every message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file
+        has the SHA-256 that the task names.
         Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
         REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
         WORKER_UNAVAILABLE, WORKER_TIMEOUT.

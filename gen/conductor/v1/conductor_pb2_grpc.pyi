@@ -62,9 +62,9 @@ class ConductorStub:
     read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     GetArtifact: _grpc.UnaryStreamMultiCallable[_conductor_pb2.GetTaskArtifactRequest, _httpbody_pb2.HttpBody]
-    """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
-    message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
-    the task names.
+    """Streams a file of a task: the whole of what one of its commands wrote to one stream, or what its research found; see
+    `Task.artifacts`. Every message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file
+    has the SHA-256 that the task names.
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
     REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
     WORKER_UNAVAILABLE, WORKER_TIMEOUT.
@@ -143,9 +143,9 @@ class ConductorAsyncStub(ConductorStub):
     read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     GetArtifact: _aio.UnaryStreamMultiCallable[_conductor_pb2.GetTaskArtifactRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
-    message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
-    the task names.
+    """Streams a file of a task: the whole of what one of its commands wrote to one stream, or what its research found; see
+    `Task.artifacts`. Every message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file
+    has the SHA-256 that the task names.
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
     REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
     WORKER_UNAVAILABLE, WORKER_TIMEOUT.
@@ -257,9 +257,9 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         request: _conductor_pb2.GetTaskArtifactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
-        """Streams a file of a task: the whole of what one of its commands wrote to one stream, see `Task.artifacts`. Every
-        message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file has the SHA-256 that
-        the task names.
+        """Streams a file of a task: the whole of what one of its commands wrote to one stream, or what its research found; see
+        `Task.artifacts`. Every message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file
+        has the SHA-256 that the task names.
         Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
         REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
         WORKER_UNAVAILABLE, WORKER_TIMEOUT.

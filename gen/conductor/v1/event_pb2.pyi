@@ -338,6 +338,7 @@ class TaskProgress(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     OMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    RESEARCH_FIELD_NUMBER: _builtins.int
     message: _builtins.str
     """What happens, one short sentence."""
     step: _builtins.int
@@ -359,6 +360,12 @@ class TaskProgress(_message.Message):
         at most, and the last when it ends. Empty when this is not about output. The whole output is in `Task.artifacts`.
         """
 
+    @_builtins.property
+    def research(self) -> Global___ResearchActivity:
+        """What a research did since the progress before. One such progress at most every half second, ever fewer the longer the
+        research takes, 100 at most, and the last when it ends. Absent when this is not about that.
+        """
+
     def __init__(
         self,
         *,
@@ -369,14 +376,67 @@ class TaskProgress(_message.Message):
         call_id: _builtins.str = ...,
         output: _abc.Iterable[_terminal_pb2.OutputChunk] | None = ...,
         omitted_bytes: _builtins.int = ...,
+        research: Global___ResearchActivity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["route", b"route"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["research", b"research", "route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "message", b"message", "omitted_bytes", b"omitted_bytes", "output", b"output", "route", b"route", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "message", b"message", "omitted_bytes", b"omitted_bytes", "output", b"output", "research", b"research", "route", b"route", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskProgress: _TypeAlias = TaskProgress  # noqa: Y015
+
+@_typing.final
+class ResearchActivity(_message.Message):
+    """Tells what a research did in a while: how much in numbers, and the newest of it by name, at most 4 KiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_READ_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_UNUSABLE_FIELD_NUMBER: _builtins.int
+    PASSAGES_KEPT_FIELD_NUMBER: _builtins.int
+    PASSAGES_REJECTED_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    documents_read: _builtins.int
+    """Documents and pages it read."""
+    documents_unusable: _builtins.int
+    """Those of them that it could not use."""
+    passages_kept: _builtins.int
+    """Passages it took as evidence."""
+    passages_rejected: _builtins.int
+    """Passages it looked at closely and rejected."""
+    @_builtins.property
+    def read(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.SourceRead]:
+        """The newest of what it read, at most 8."""
+
+    @_builtins.property
+    def judged(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.PassageJudged]:
+        """The newest of what it kept or rejected, at most 8."""
+
+    @_builtins.property
+    def usage(self) -> _researcher_pb2.ResearchUsage:
+        """What was spent so far, since the research began. Absent when it did not say."""
+
+    def __init__(
+        self,
+        *,
+        documents_read: _builtins.int = ...,
+        documents_unusable: _builtins.int = ...,
+        passages_kept: _builtins.int = ...,
+        passages_rejected: _builtins.int = ...,
+        read: _abc.Iterable[_researcher_pb2.SourceRead] | None = ...,
+        judged: _abc.Iterable[_researcher_pb2.PassageJudged] | None = ...,
+        usage: _researcher_pb2.ResearchUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents_read", b"documents_read", "documents_unusable", b"documents_unusable", "judged", b"judged", "passages_kept", b"passages_kept", "passages_rejected", b"passages_rejected", "read", b"read", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResearchActivity: _TypeAlias = ResearchActivity  # noqa: Y015
 
 @_typing.final
 class WorkerCall(_message.Message):

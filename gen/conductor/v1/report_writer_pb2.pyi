@@ -40,12 +40,17 @@ class WriteReportRequest(_message.Message):
     SEARCHED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    RESEARCH_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task the report belongs to; it names the file, `reports/<task_id>.md`."""
     objective: _builtins.str
     """What was asked, as the person wrote it."""
     outcome: _researcher_pb2.ResearchOutcome.ValueType
     """How the research ended."""
+    research_id: _builtins.str
+    """The research, as in ResearchResult.research_id. All that it found is stored beside the report as the file
+    `findings.json` then: a ResearchResult as protobuf JSON with the contract's field names. Empty when there was none.
+    """
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_researcher_pb2.Finding]:
         """Findings, best first. The first one leads the answer."""
@@ -97,10 +102,11 @@ class WriteReportRequest(_message.Message):
         searched: _abc.Iterable[_researcher_pb2.SearchedSource] | None = ...,
         usage: _researcher_pb2.ResearchUsage | None = ...,
         outcome: _researcher_pb2.ResearchOutcome.ValueType = ...,
+        research_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "commands", b"commands", "contradictions", b"contradictions", "findings", b"findings", "gaps", b"gaps", "objective", b"objective", "outcome", b"outcome", "provenance", b"provenance", "searched", b"searched", "sub_questions", b"sub_questions", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "commands", b"commands", "contradictions", b"contradictions", "findings", b"findings", "gaps", b"gaps", "objective", b"objective", "outcome", b"outcome", "provenance", b"provenance", "research_id", b"research_id", "searched", b"searched", "sub_questions", b"sub_questions", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,15 +179,15 @@ class Artifact(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique in the task: `command-<n>.stdout` or `.stderr`, <n> counted from 1 as in hints.commands; for a
-    further attempt at the command `command-<n>-attempt-<m>.stdout`.
+    further attempt at the command `command-<n>-attempt-<m>.stdout`. What a research found: `findings.json`.
     """
     size_bytes: _builtins.int
     """Its size in bytes; when it is missing, what it would have had."""
     sha256: _builtins.str
     """SHA-256 of its content, in lower-case hexadecimal. Empty when it is missing."""
     media_type: _builtins.str
-    """`text/plain; charset=utf-8` when its content is that and holds no NUL, otherwise `application/octet-stream`. Empty
-    when it is missing.
+    """`application/json` for `findings.json`. Of what commands wrote `text/plain; charset=utf-8` when its content is that
+    and holds no NUL, otherwise `application/octet-stream`. Empty when it is missing.
     """
     @_builtins.property
     def error(self) -> _error_pb2.TypedError:
@@ -294,6 +300,7 @@ class WriteReportResponse(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path relative to the parent of the reports root, always `reports/<task_id>.md`."""
     sha256: _builtins.str
@@ -302,6 +309,10 @@ class WriteReportResponse(_message.Message):
     """Size of the file in bytes."""
     already_existed: _builtins.bool
     """Whether the file was there already from an earlier, equal request."""
+    @_builtins.property
+    def findings(self) -> Global___Artifact:
+        """The file `findings.json`, durable as well. Absent when the request names no research."""
+
     def __init__(
         self,
         *,
@@ -309,10 +320,11 @@ class WriteReportResponse(_message.Message):
         sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         already_existed: _builtins.bool = ...,
+        findings: Global___Artifact | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_existed", b"already_existed", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_existed", b"already_existed", "findings", b"findings", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

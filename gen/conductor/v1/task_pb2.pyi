@@ -353,8 +353,9 @@ class Task(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_report_writer_pb2.Artifact]:
-        """What its commands wrote, in order: one for each stream that was written to, when the command has ended. See
-        GetArtifact. Also those that could not be stored, with the reason.
+        """What its commands wrote, in order: one for each stream that was written to, when the command has ended. Also those
+        that could not be stored, with the reason. Last, once the report is durable, `findings.json`: what its research
+        found. See GetArtifact.
         """
 
     def __init__(

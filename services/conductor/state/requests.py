@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from conductor.v1 import report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+from conductor.v1 import event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
 
 from services.conductor.protocol import Place, WorkerRequest
 from services.conductor.state.task_state import Step, TaskState
@@ -14,6 +14,7 @@ VERSION = "0.1.0"
 RESEARCH_TIMEOUT_S = 60.0  # when hints.research.timeout is absent
 REPORT_TIMEOUT_S = 30.0
 GRACE_S = 5.0  # a worker may take this much longer than its own budget before the call is given up
+LAST_PART = 0.25  # of a call's time, at most, that a research leaves for giving its result and for the report
 SUMMARY_CHARS = 500
 
 
@@ -32,7 +33,7 @@ def timeout_for(step: Step, hints: task_pb2.Hints, remaining: float) -> float:
     if step.capability == Capability.CAPABILITY_REPORT_WRITER:
         return min(REPORT_TIMEOUT_S, remaining)
     if step.command_index is None:
-        return min(_seconds(hints.research.timeout, RESEARCH_TIMEOUT_S) + GRACE_S, remaining)
+        return min(_research_seconds(hints.research) + GRACE_S, remaining)
     wall_time = hints.commands[step.command_index].limits.wall_time
     return min(_seconds(wall_time, remaining) + GRACE_S, remaining)
 
@@ -42,12 +43,20 @@ def _seconds(duration: Any, default: float) -> float:
     return nanoseconds / 1e9 if nanoseconds else default
 
 
-def request_for(step: Step, call_id: str, state: TaskState) -> WorkerRequest:
-    """Returns the request a step sends to its worker."""
+def _research_seconds(hints: task_pb2.ResearchHints) -> float:
+    return _seconds(hints.budget.wall_time, _seconds(hints.timeout, RESEARCH_TIMEOUT_S))
+
+
+def request_for(step: Step, call_id: str, state: TaskState, timeout: float) -> WorkerRequest:
+    """Returns the request a step sends to its worker.
+
+    Args:
+        timeout: seconds the call may take, as `timeout_for` gives them.
+    """
     if step.capability == Capability.CAPABILITY_REPORT_WRITER:
         return _write_report(state)
     if step.command_index is None:
-        return _research(state)
+        return _research(call_id, state, timeout)
     return terminal_pb2.RunRequest(
         call_id=call_id,
         command=state.hints.commands[step.command_index],
@@ -63,15 +72,23 @@ def place_for(step: Step, attempt: int, state: TaskState) -> Place | None:
     return Place(state.task.task_id, f"command-{step.command_index + 1}{again}")
 
 
-def _research(state: TaskState) -> researcher_pb2.ResearchRequest:
+def _research(call_id: str, state: TaskState, timeout: float) -> researcher_pb2.ResearchRequest:
     hints = state.hints.research
-    budget = researcher_pb2.ResearchBudget(max_findings=hints.max_findings)
-    budget.wall_time.FromNanoseconds(int(_seconds(hints.timeout, RESEARCH_TIMEOUT_S) * 1e9))
+    budget = researcher_pb2.ResearchBudget()
+    budget.CopyFrom(hints.budget)
+    budget.max_findings = hints.budget.max_findings or hints.max_findings
+    # A research that is out of time still gives what it found. One that is cut off gives nothing.
+    seconds = min(_research_seconds(hints), timeout - min(GRACE_S, timeout * LAST_PART))
+    budget.wall_time.FromNanoseconds(max(1, int(seconds * 1e9)))
     return researcher_pb2.ResearchRequest(
         objective=state.task.objective,
         sources=hints.sources,
         budget=budget,
         correlation_id=state.task.correlation_id,
+        research_id=call_id,
+        mode=hints.mode,
+        kinds=hints.kinds,
+        web=hints.web,
     )
 
 
@@ -92,8 +109,22 @@ def _write_report(state: TaskState) -> report_writer_pb2.WriteReportRequest:
     )
     for result in state.results:
         if result.WhichOneof("result") == "research":
-            request.findings.extend(result.research.findings)
-            request.gaps.extend(result.research.gaps)
+            _add_research(request, result)
         elif result.WhichOneof("result") == "command":
             request.commands.append(result.command)
     return request
+
+
+def _add_research(request: report_writer_pb2.WriteReportRequest, result: event_pb2.WorkerResult) -> None:
+    found = result.research
+    request.research_id = result.call_id
+    if found.outcome in researcher_pb2.ResearchOutcome.values():  # a newer Researcher may have another
+        request.outcome = found.outcome
+    request.findings.extend(found.findings)
+    request.gaps.extend(found.gaps)
+    request.answer.extend(found.answer)
+    request.sub_questions.extend(found.sub_questions)
+    request.contradictions.extend(found.contradictions)
+    request.searched.extend(found.searched)
+    if found.HasField("usage"):
+        request.usage.CopyFrom(found.usage)

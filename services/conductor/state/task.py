@@ -14,6 +14,7 @@ from conductor.v1 import conductor_pb2, error_pb2, event_pb2, report_writer_pb2,
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import Payload, task_event
 from services.conductor.protocol import (
+    MAX_ACTIVITY,
     MAX_OUTPUT_PROGRESS,
     MAX_PROGRESS,
     NOTHING,
@@ -169,7 +170,7 @@ def _next_step(draft: _Draft) -> None:
         command_index=step.command_index,
     )
     call.deadline.FromNanoseconds(given.at + int(timeout * SECOND))
-    request = request_for(step, given.id, state)
+    request = request_for(step, given.id, state, timeout)
     place = place_for(step, call.attempt, state)
     draft.tell(call, WAITING, PHASES[step.capability])
     draft.effects.append(CallWorker(given.id, step.capability, request, timeout, place))
@@ -181,7 +182,7 @@ def _progressed(draft: _Draft, command: Progressed) -> None:
     if not _is_open(state, command.call_id):
         return
     capability = state.steps[0].capability
-    most = MAX_OUTPUT_PROGRESS if capability == Capability.CAPABILITY_TERMINAL else MAX_PROGRESS
+    most = MAX_OUTPUT_PROGRESS if capability == Capability.CAPABILITY_TERMINAL else MAX_PROGRESS + MAX_ACTIVITY
     if state.progress < most:
         draft.tell(command.progress, WAITING, PHASES[capability])
 

@@ -152,6 +152,8 @@ def _on_result(state: TaskState, event: event_pb2.Event) -> None:
     result = event.worker_result
     state.call = None
     state.task.artifacts.extend(result.command.artifacts)  # also of a command that failed
+    if result.report.HasField("findings"):
+        state.task.artifacts.append(result.report.findings)
     if result.HasField("error"):
         state.refused += result.error.reason == Reason.ERROR_REASON_OVER_CAPACITY
         return
