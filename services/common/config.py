@@ -135,6 +135,7 @@ class ResearcherSettings:
 
     listen: str = _setting(_address, "127.0.0.1:50052")
     roots: tuple[Path, ...] = _setting(_paths, "docs")  # folders it may read, separated by ':'
+    reports: Path = _setting(_path, "reports")  # of earlier tasks, searched when asked for
     home: Path = _setting(_path, "var/researcher")  # indexes, researches and pages it keeps
     sources: Path | None = _setting(_unless_empty(_path), "")  # TOML file of further sources, the web and a model
     rescan: float = _setting(_seconds, "60")  # seconds after which folders are looked through without a sign of change

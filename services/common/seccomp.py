@@ -61,6 +61,19 @@ ATTRIBUTES: Calls = {
 # inotify tells the names of files in folders that Landlock keeps closed.
 MISSING: Calls = {"clone3": (435, 435), "inotify_init": (253, None), "inotify_init1": (294, 26)}
 
+# All that a process needs that only computes and talks over descriptors it has: memory, time, and its own end.
+COMPUTING: Calls = {
+    "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "close": (3, 57), "fstat": (5, 80),
+    "lseek": (8, 62), "poll": (7, None), "ppoll": (271, 73), "munmap": (11, 215), "mremap": (25, 216),
+    "brk": (12, 214), "madvise": (28, 233), "futex": (202, 98), "membarrier": (324, 283), "rseq": (334, 293),
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128), "setitimer": (38, 103), "getitimer": (36, 102), "getrusage": (98, 165),
+    "times": (100, 153), "time": (201, None), "gettimeofday": (96, 169), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101), "getpid": (39, 172),
+    "gettid": (186, 178), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "getrandom": (318, 278),
+    "sysinfo": (99, 179), "uname": (63, 160), "getrlimit": (97, 163), "exit": (60, 93), "exit_group": (231, 94),
+}  # fmt: skip
+
 DENIED = (
     (NAMESPACES, errno.EPERM),
     (OTHER_PROCESSES, errno.EPERM),
@@ -73,12 +86,15 @@ DENIED = (
 CLONE, SOCKET, SOCKETPAIR, IOCTL = (56, 220), (41, 198), (53, 199), (16, 29)
 PRLIMIT64, SCHED_SETAFFINITY, SETPRIORITY = (302, 261), (203, 122), (141, 140)
 
+MMAP, MPROTECT = (9, 222), (10, 226)
+
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH_*
 _SECCOMP = (317, 277)
 _SET_MODE_FILTER = 1
 # CLONE_NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWNS
 _NEW_NAMESPACES = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_PROT_EXEC = 4
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPES = 1, 5, 0xF
 
@@ -141,6 +157,16 @@ def _families() -> bytes:
     )  # fmt: skip
 
 
+def _column(machine: str) -> int:
+    if machine not in _ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"no system call table for {machine}")
+    return _ARCHITECTURES[machine][0]
+
+
+def _own_architecture(machine: str) -> bytes:
+    return _op(_LOAD, _ARCH) + _op(_EQUAL, _ARCHITECTURES[machine][1], yes=1) + _op(_RETURN, _KILL)
+
+
 @lru_cache
 def program(machine: str, network: bool) -> bytes:
     """Returns the filter for a machine (`os.uname().machine`). Raises OSError ENOSYS for one without tables.
@@ -149,11 +175,9 @@ def program(machine: str, network: bool) -> bytes:
         network: whether sockets of the internet and unix families are let through, for a command that has a network
             namespace of its own.
     """
-    if machine not in _ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"no system call table for {machine}")
-    column, architecture = _ARCHITECTURES[machine]
+    column = _column(machine)
     parts = [
-        _op(_LOAD, _ARCH) + _op(_EQUAL, architecture, yes=1) + _op(_RETURN, _KILL),
+        _own_architecture(machine),
         # x32 calls carry a bit above every number, so the end of the list closes them too.
         _op(_LOAD, _NUMBER) + _op(_ABOVE, NEWEST, no=1) + _refuse(errno.ENOSYS),
     ]
@@ -165,13 +189,38 @@ def program(machine: str, network: bool) -> bytes:
     return b"".join((*parts, _judged(column, network), _op(_RETURN, _ALLOW)))
 
 
+@lru_cache
+def computing(machine: str) -> bytes:
+    """Returns the filter for a process that only computes. Raises OSError ENOSYS for a machine without tables.
+
+    A list of what is allowed; all else answers EPERM. No memory becomes executable, so what runs is what was loaded.
+    """
+    column = _column(machine)
+    allow = _op(_RETURN, _ALLOW)
+    parts = [_own_architecture(machine) + _op(_LOAD, _NUMBER)]
+    for call in COMPUTING.values():
+        wanted = call[column]
+        if wanted is not None:
+            parts.append(_op(_EQUAL, wanted, no=1) + allow)
+    body = _argument(2) + _op(_ANY_BIT, _PROT_EXEC, no=1) + _refuse(errno.EPERM) + allow
+    parts += (_op(_EQUAL, call[column], no=len(body) // 8) + body for call in (MMAP, MPROTECT))
+    return b"".join((*parts, _refuse(errno.EPERM)))
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
 
 
 def install(network: bool) -> None:
     """Puts the filter on this thread for good. no_new_privs must be set. Raises OSError."""
-    machine = os.uname().machine
-    code = program(machine, network)
+    _install(program(os.uname().machine, network))
+
+
+def install_computing() -> None:
+    """Leaves this thread what `computing` allows, for good. no_new_privs must be set. Raises OSError."""
+    _install(computing(os.uname().machine))
+
+
+def _install(code: bytes) -> None:
     filtered = _Program(len(code) // 8, code)
-    kernel.call(_SECCOMP[_ARCHITECTURES[machine][0]], _SET_MODE_FILTER, 0, ctypes.byref(filtered))
+    kernel.call(_SECCOMP[_column(os.uname().machine)], _SET_MODE_FILTER, 0, ctypes.byref(filtered))

@@ -1,0 +1,223 @@
+"""Starts, feeds and, when it must, kills the processes that parse what is native or complex (see worker.py)."""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from services.researcher.extract import wire
+from services.researcher.extract.worker import BOOT
+from services.researcher.watch import POLL_S, Watch
+
+log = logging.getLogger(__name__)
+
+ROOT = str(Path(__file__).parents[3])  # where the process finds its modules
+PROCESSES = 2  # at once
+SILENCE_S = 180.0  # a process that says nothing for so long hangs; its CPU limit ends it earlier when it works
+READ_BYTES = 1024 * 1024
+_NO_FAULT = (0, -signal.SIGKILL)  # a process that waited had gone to rest, or somebody else ended it
+
+Frame = tuple[dict[str, Any], bytes]
+
+
+class ParserDied(Exception):
+    """The process ended in the middle of a document; the text says which limit it met, a sentence."""
+
+
+@dataclass(slots=True)
+class _Parser:
+    process: subprocess.Popen[bytes]
+    fresh: bool = True  # it has not said yet what holds it
+    rested: bool = False  # it waited for work, and may have ended for want of it
+
+
+class Parsers:
+    """Up to PROCESSES parsing processes, started when needed. Thread-safe; a call waits until one is free.
+
+    Args:
+        boot: the program, for `python -c`.
+    """
+
+    def __init__(self, boot: str = BOOT) -> None:
+        self._boot = boot
+        self._free = threading.Semaphore(PROCESSES)
+        self._lock = threading.Lock()  # held for moments
+        self._idle: list[_Parser] = []
+        self._told = False
+        self._closed = False
+
+    def parse(self, head: dict[str, Any], data: bytes, watch: Watch) -> Iterator[Frame]:
+        """Yields the frames of an answer. Raises ParserDied; Cancelled and OutOfTime end the process at once."""
+        self._acquire(watch)
+        try:
+            yield from self._parse(head, data, watch)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Ends the processes that are idle, and those at work as soon as they have answered."""
+        with self._lock:
+            idle, self._idle, self._closed = self._idle, [], True
+        for parser in idle:
+            _end(parser)
+
+    @property
+    def pids(self) -> list[int]:
+        """Returns the ids of the processes that wait for work."""
+        with self._lock:
+            return [parser.process.pid for parser in self._idle]
+
+    def _acquire(self, watch: Watch) -> None:
+        while not self._free.acquire(timeout=POLL_S):
+            watch.check()
+
+    def _parse(self, head: dict[str, Any], data: bytes, watch: Watch) -> Iterator[Frame]:
+        parser, answered = self._take(head, data, watch), False
+        try:
+            while True:
+                try:
+                    frame = wire.unpack(_reader(parser, watch))
+                except EOFError:
+                    if answered or not parser.rested or parser.process.wait() not in _NO_FAULT:
+                        raise
+                    parser = self._again(parser, head, data, watch)
+                    continue
+                answered = True
+                if frame[0].get("kind") == "end":
+                    break
+                yield frame
+        except (EOFError, OSError) as error:
+            raise ParserDied(_death(parser, error)) from None
+        except ValueError:
+            _end(parser)
+            raise ParserDied("Its parser answered with what is no answer; it may have been taken over.") from None
+        except BaseException:
+            _end(parser)  # it is in the middle of an answer that nobody will read
+            raise
+        self._give(parser)
+
+    def _again(self, parser: _Parser, head: dict[str, Any], data: bytes, watch: Watch) -> _Parser:
+        """Gives the document to another process: the first had gone to rest before it came."""
+        _end(parser)
+        again = self._take(head, data, watch)
+        again.rested = False  # once is enough: a document may end its parser so
+        return again
+
+    def _take(self, head: dict[str, Any], data: bytes, watch: Watch) -> _Parser:
+        """Returns a process that has been given the document."""
+        while True:
+            with self._lock:
+                parser = self._idle.pop() if self._idle else None
+            if parser:
+                parser.rested = True
+            try:
+                parser = parser or self._start()
+            except OSError as error:
+                raise ParserDied(f"Its parser cannot be started: {error.strerror}.") from None
+            try:
+                self._hear(parser, watch)
+                _send(parser.process, head, data)
+            except (EOFError, OSError):
+                _end(parser)
+                if parser.fresh:
+                    raise ParserDied("Its parser does not start. The service's log may say why.") from None
+                continue  # it had gone to rest
+            except BaseException:
+                _end(parser)
+                raise
+            return parser
+
+    def _give(self, parser: _Parser) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(parser)
+                return
+        _end(parser)
+
+    def _start(self) -> _Parser:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", self._boot, ROOT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={},
+            bufsize=0,
+        )
+        return _Parser(process)
+
+    def _hear(self, parser: _Parser, watch: Watch) -> None:
+        """Takes in what a new process says of its sandbox; what does not hold is logged once."""
+        if not parser.fresh:
+            return
+        head, _ = wire.unpack(_reader(parser, watch))
+        parser.fresh = False
+        if not self._told:
+            self._told = True
+            for sentence in head.get("missing", ()):
+                log.warning("parsers of documents are held less: %s", sentence)
+
+
+def _end(parser: _Parser) -> None:
+    parser.process.kill()
+    with contextlib.suppress(OSError):
+        parser.process.communicate()
+
+
+def _death(parser: _Parser, error: Exception) -> str:
+    """Says why the process ended by itself."""
+    if isinstance(error, TimeoutError):
+        _end(parser)
+        return f"Its parser said nothing for {SILENCE_S:.0f} s and was ended."
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        parser.process.wait(1)  # it may only have closed its output
+    _end(parser)
+    status = parser.process.returncode
+    if status in (-signal.SIGPROF, -signal.SIGXCPU):
+        return "It takes too long to parse: more CPU time than a parser may use for its size."
+    return "It takes more memory than the parser may use, or breaks it."
+
+
+def _send(process: subprocess.Popen[bytes], head: dict[str, Any], data: bytes) -> None:
+    """Writes one document. The parser reads all of it before it begins, so this ends soon."""
+    stdin = cast(IO[bytes], process.stdin)  # a pipe, as it was started
+    for piece in wire.pack(head, data):
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[stdin.write(rest) or 0 :]
+
+
+def _reader(parser: _Parser, watch: Watch) -> Any:
+    descriptor = cast(IO[bytes], parser.process.stdout).fileno()  # a pipe, as it was started
+    answers = select.poll()  # unlike select(), it takes descriptors above 1023
+    answers.register(descriptor, select.POLLIN)
+
+    def exactly(length: int) -> bytes:
+        answer = bytearray()
+        silent_until = time.monotonic() + SILENCE_S
+        while len(answer) < length:
+            watch.check()
+            if answers.poll(POLL_S * 1000):
+                answer += _some(descriptor, length - len(answer))
+                silent_until = time.monotonic() + SILENCE_S
+            elif time.monotonic() > silent_until:
+                raise TimeoutError
+        return bytes(answer)
+
+    return exactly
+
+
+def _some(descriptor: int, most: int) -> bytes:
+    chunk = os.read(descriptor, min(READ_BYTES, most))
+    if not chunk:
+        raise EOFError
+    return chunk
