@@ -11,7 +11,7 @@ REPLICAS ?= 1
 WORKERS ?= 1
 ARGS ?=
 
-.PHONY: help setup setup-dev gen format check breaking test test-all up down demo bench chaos clean
+.PHONY: help setup setup-dev gen format check breaking test test-all up down demo bench eval-research chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ demo: setup ## Run an objective from start to report, and show what happens
 
 bench: setup-dev ## Measure both engines; [ARGS="--store sqlite --only throughput --events 0,10000"]
 	@$(BIN)/python -m bench $(ARGS)
+
+eval-research: setup-dev ## Measure the Researcher on real questions, from documentation packages; [ARGS="--scale 100,1000"]
+	@$(BIN)/python -m bench.research $(ARGS)
 
 chaos: setup-dev ## Run the system under faults and check every promise; [ARGS="--minutes 30 --setting postgres" SOAK="--runs 10000"]
 	@$(BIN)/python -m tests.chaos $(ARGS)

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,14 @@ from services.common.config import ResearcherSettings, load
 from services.common.errors import Reason
 from services.common.server import Service
 from services.common.status import from_rpc_error
-from services.researcher import answer, sources
-from services.researcher.corpus import Corpus
-from services.researcher.extract import Text, decode, extract
-from services.researcher.html import HtmlParser, ParserFailed
-from services.researcher.index import Document
+from services.researcher import answer
+from services.researcher.__main__ import assembled
+from services.researcher.documents import Text
+from services.researcher.extract.parsers import Parsers
+from services.researcher.extract.reading import document
+from services.researcher.folder import MAX_DEPTH
 from services.researcher.passages import split
-from services.researcher.research import Question, Research
-from services.researcher.service import FULL_NAME, Researcher
-from services.researcher.sources import Root, Unreadable, label_roots
+from services.researcher.service import FULL_NAME
 from services.researcher.watch import Cancelled, Watch
 from tests.conftest import until
 
@@ -84,7 +82,8 @@ class Client:
 
     async def ask(self, objective: str, **fields: Any) -> researcher_pb2.ResearchResult:
         responses = await self.call(objective, **fields)
-        assert [response.WhichOneof("event") for response in responses[:-1]] == ["progress"] * (len(responses) - 1)
+        assert "result" not in {response.WhichOneof("event") for response in responses[:-1]}
+        assert [response.sequence for response in responses] == list(range(1, len(responses) + 1))
         assert responses[-1].WhichOneof("event") == "result"
         check_result(responses[-1].result)
         return responses[-1].result
@@ -107,13 +106,15 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
 
         async def start(*roots: Path, **environ: str) -> Client:
             paths = roots or (small_corpus(tmp_path / "docs"),)
-            names = {"RESEARCHER_LISTEN": "127.0.0.1:0", "RESEARCHER_ROOTS": os.pathsep.join(map(str, paths))}
+            names = {
+                "RESEARCHER_LISTEN": "127.0.0.1:0",
+                "RESEARCHER_ROOTS": os.pathsep.join(map(str, paths)),
+                "RESEARCHER_HOME": str(tmp_path / "home"),
+                "RESEARCHER_REPORTS": str(tmp_path / "reports"),
+            }
             settings = load(ResearcherSettings, names | {f"RESEARCHER_{k.upper()}": v for k, v in environ.items()})
-            parser = HtmlParser()
-            stack.callback(parser.close)
-            corpus = Corpus(parser, settings.max_file_bytes, settings.max_bytes)
+            servicer = await stack.enter_async_context(assembled(settings))
             service = Service(settings.listen, [FULL_NAME])
-            servicer = Researcher(settings, Research(label_roots(settings.roots), corpus))
             researcher_pb2_grpc.add_ResearcherServicer_to_server(servicer, service.server)
             await service.start()
             stack.push_async_callback(service.stop, 0)
@@ -163,12 +164,16 @@ def check_quotes(root: Path, result: researcher_pb2.ResearchResult) -> int:
     return len(citations)
 
 
-def read_text(path: Path) -> str:
-    parser = HtmlParser()
+def extracted(name: str, data: bytes) -> Text:
+    parsers = Parsers()
     try:
-        return extract(path.name, path.read_bytes(), parser, Watch(30)).text
+        return document(name, "", data, parsers, Watch(30))
     finally:
-        parser.close()
+        parsers.close()
+
+
+def read_text(path: Path) -> str:
+    return extracted(path.name, path.read_bytes()).text
 
 
 def kinds(result: researcher_pb2.ResearchResult) -> set[int]:
@@ -196,14 +201,20 @@ async def test_answers_with_verbatim_quotes_at_their_locators(serve: Serve) -> N
     assert result.usage.bytes == sum(path.stat().st_size for path in client.root.rglob("*.*"))
 
 
-async def test_progress_is_short_and_the_result_is_last(serve: Serve) -> None:
+async def test_the_stream_tells_what_is_read_searched_and_kept_and_the_result_is_last(serve: Serve) -> None:
     client = await serve()
     responses = await client.call("mechanical seal")
-    steps = [response.progress for response in responses[:-1]]
-    assert [step.step for step in steps] == [1, 2, 3, 4]
-    assert {step.total_steps for step in steps} == {4}
-    assert steps[0].message == "Reading 3 documents, 3 of them new or changed."
+    steps = [response.progress for response in responses if response.HasField("progress")]
+    assert [step.step for step in steps] == sorted(step.step for step in steps)
+    assert {step.step for step in steps} == {1, 2, 3, 4} and {step.total_steps for step in steps} == {4}
+    assert "Reading docs: 3 documents, 3 of them new or changed." in [step.message for step in steps]
+    assert {response.read.uri for response in responses if response.HasField("read")} == {
+        "docs/guide.md", "docs/plant/notes.txt", "docs/plant/tower.html",
+    }  # fmt: skip
+    judged = {response.judged.uri: response.judged.kept for response in responses if response.HasField("judged")}
+    assert judged["docs/guide.md"]
     assert responses[-1].WhichOneof("event") == "result"
+    assert {response.research_id for response in responses} == {responses[-1].result.research_id}
 
 
 async def test_names_the_words_that_occur_nowhere(serve: Serve) -> None:
@@ -234,7 +245,12 @@ async def test_the_same_question_gets_the_same_answer(serve: Serve, tmp_path: Pa
     again = await serve(PROJECT / "protos", tmp_path / "docs")
     results = [await client.ask("When is the pump bypass closed?") for client in (first, first, again)]
     for result in results:
+        result.ClearField("research_id")
         result.usage.ClearField("wall_time")
+        for each in result.searched:
+            each.ClearField("at")
+        for citation in (citation for finding in result.findings for citation in finding.citations):
+            citation.ClearField("retrieved_at")
     assert results[0] == results[1] == results[2]
     assert results[0].findings
 
@@ -278,11 +294,10 @@ async def test_only_what_changed_is_read_again(serve: Serve) -> None:
     notes = client.root / "plant" / "notes.txt"
     notes.write_text(NOTES.replace("synthetic", "mineral12"))  # the same size
     responses = await client.call("gearbox oil")
-    assert responses[0].progress.message == "Reading 3 documents, 1 of them new or changed."
+    assert [response.read.uri for response in responses if response.HasField("read")] == ["docs/plant/notes.txt"]
     assert "mineral12" in responses[-1].result.findings[0].statement
     responses = await client.call("gearbox oil")
-    assert responses[0].progress.message == "Reading 3 documents, 0 of them new or changed."
-    assert [response.progress.step for response in responses[:-1]] == [1, 3, 4], "nothing to index"
+    assert not [response for response in responses if response.HasField("read")], "nothing changed"
 
 
 async def test_deleted_and_new_documents_are_seen(serve: Serve) -> None:
@@ -294,41 +309,6 @@ async def test_deleted_and_new_documents_are_seen(serve: Serve) -> None:
     result = await client.ask("gearbox oil")
     assert result.findings[0].citations[0].uri == "docs/new.rst"
     assert list(result.findings[0].citations[0].locator.heading_path) == ["Title"]
-
-
-def test_a_document_that_changes_before_its_quote_is_checked_is_not_quoted(tmp_path: Path) -> None:
-    root = small_corpus(tmp_path / "docs")
-    parser = HtmlParser()
-    research = Research(label_roots([root]), Corpus(parser, 10**6, 10**7))
-
-    def change(message: str, step: int) -> None:
-        if step == 4:
-            (root / "guide.md").write_text(GUIDE.replace("16,000", "99,000"))
-
-    question = Question("When is the mechanical seal replaced?", (), 8, 100, 10**7)
-    result = research.answer(question, Watch(30), change)
-    assert not any("guide.md" in citation.uri for finding in result.findings for citation in finding.citations)
-    assert "changed" in gaps(result, Kind.GAP_KIND_UNREADABLE)["docs/guide.md"]
-    again = research.answer(question, Watch(30), lambda message, step: None)
-    assert "99,000" in again.findings[0].statement
-    parser.close()
-
-
-def test_a_quote_that_does_not_stand_at_its_locator_is_not_told(tmp_path: Path) -> None:
-    """As if what is kept in memory had been damaged."""
-    parser = HtmlParser()
-    corpus = Corpus(parser, 10**6, 10**7)
-    research = Research(label_roots([small_corpus(tmp_path / "docs")]), corpus)
-    question = Question("When is the mechanical seal replaced?", (), 8, 100, 10**7)
-    assert "16,000" in research.answer(question, Watch(30), lambda message, step: None).findings[0].statement
-    corpus._indexes.clear()
-    for place, entry in corpus._entries.items():
-        assert isinstance(entry, Document)
-        damaged = tuple(replace(each, text=each.text.replace("16,000", "61,000")) for each in entry.passages)
-        corpus._entries[place] = replace(entry, passages=damaged)
-    result = research.answer(question, Watch(30), lambda message, step: None)
-    assert not result.findings and gaps(result, Kind.GAP_KIND_NOT_FOUND)
-    parser.close()
 
 
 async def test_headings_are_searched_for_everything_below_them(serve: Serve, tmp_path: Path) -> None:
@@ -463,60 +443,6 @@ async def test_links_are_not_followed(serve: Serve, tmp_path: Path) -> None:
         assert (await client.refused(sources=[source])).metadata["source"] == source
 
 
-def test_a_link_swapped_in_between_look_and_open_leads_nowhere(tmp_path: Path) -> None:
-    """A folder and a file keep turning into links out of the root while they are read."""
-    root, outside = tmp_path / "docs", tmp_path / "outside"
-    (root / "real").mkdir(parents=True)
-    (outside).mkdir()
-    (root / "real" / "a.md").write_text("inside")
-    (outside / "a.md").write_text("secret")
-    (root / "door").mkdir()
-    (root / "door" / "a.md").write_text("inside")
-    stop = threading.Event()
-
-    def swap() -> None:
-        while not stop.is_set():
-            (root / "door").rename(root / "kept")
-            (root / "door").symlink_to(outside)
-            (root / "door").unlink()
-            (root / "kept").rename(root / "door")
-            (root / "door" / "a.md").rename(root / "door" / "b")
-            (root / "door" / "a.md").symlink_to(outside / "a.md")
-            (root / "door" / "a.md").unlink()
-            (root / "door" / "b").rename(root / "door" / "a.md")
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    seen, end = set(), time.monotonic() + 1
-    try:
-        while time.monotonic() < end or b"inside" not in seen:
-            with contextlib.suppress(Unreadable):
-                seen.add(sources.read(Root("docs", root), ("door", "a.md"), 100, Watch(10))[0])
-            listing = sources.find([Root("docs", root)], [], 100, Watch(10))
-            assert {found.uri for found in listing.found} <= {"docs/real/a.md", "docs/door/a.md", "docs/kept/a.md"}
-    finally:
-        stop.set()
-        thread.join()
-    assert seen == {b"inside"}
-
-
-def test_a_link_swapped_in_right_after_the_look_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = small_corpus(tmp_path / "docs")
-    (tmp_path / "secret.md").write_text("secret")
-    look = os.stat
-
-    def look_then_swap(path: Any, *args: Any, **options: Any) -> os.stat_result:
-        info = look(path, *args, **options)
-        if path == "guide.md":
-            (root / "guide.md").unlink()
-            (root / "guide.md").symlink_to(tmp_path / "secret.md")
-        return info
-
-    monkeypatch.setattr(os, "stat", look_then_swap)
-    with pytest.raises(Unreadable, match="symbolic links"):
-        sources.read(Root("docs", root), ("guide.md",), 100, Watch(10))
-
-
 # Budgets and stopping
 
 
@@ -526,7 +452,7 @@ async def test_documents_and_bytes_are_limited(serve: Serve) -> None:
     assert one.usage.documents == 1
     assert "max_documents" in gaps(one, Kind.GAP_KIND_BUDGET_EXHAUSTED)
     few = await client.ask("gearbox oil", budget=researcher_pb2.ResearchBudget(max_bytes=len(NOTES)))
-    assert (few.usage.documents, few.usage.bytes) == (1, len(NOTES))
+    assert few.usage.documents == 2, "what was indexed before is searched too"
     assert few.findings and "max_bytes" in gaps(few, Kind.GAP_KIND_BUDGET_EXHAUSTED)
 
 
@@ -558,13 +484,13 @@ async def test_running_out_of_time_returns_what_was_found(serve: Serve) -> None:
 
 
 async def test_cancel_stops_the_thread(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="services.researcher.service")
+    caplog.set_level("INFO", logger="services.researcher.runs")
     client = await serve()
     (client.root / "z-slow.html").write_text("<div>" * 200_000)
     call = client.stub.Research(researcher_pb2.ResearchRequest(objective="mechanical seal"))
     assert (await call.read()).WhichOneof("event") == "progress"
     call.cancel()
-    await until(lambda: "research cancelled" in caplog.text, 1)
+    await until(lambda: "research: 0 findings" in caplog.text, 2)
     (client.root / "z-slow.html").unlink()
     assert (await client.ask("mechanical seal")).findings
 
@@ -697,21 +623,8 @@ async def test_markup_that_takes_the_parser_down_is_a_gap(serve: Serve) -> None:
     assert "legionella" in result.findings[0].statement
     assert "too long" in gaps(result, Kind.GAP_KIND_UNREADABLE)["docs/bomb.html"]
     again = await client.call("biocide legionella")
-    assert "0 of them new" in again[0].progress.message, "a bomb is tried once"
-
-
-def test_a_killed_parser_is_started_again() -> None:
-    parser = HtmlParser()
-    assert parser.parse("<p>one", Watch(10))["text"] == "one"
-    assert parser._process is not None
-    os.kill(parser._process.pid, signal.SIGKILL)
-    for _ in range(2):
-        with contextlib.suppress(ParserFailed):  # it may die in the middle of the first
-            parser.parse("<p>two", Watch(10))
-    assert parser.parse("<p>three", Watch(10))["text"] == "three"
-    environment = Path(f"/proc/{parser._process.pid}/environ").read_bytes()
-    assert environment == b"", "no secret of the service reaches the parser"
-    parser.close()
+    assert not [response for response in again if response.HasField("read")], "a bomb is tried once"
+    assert "too long" in gaps(again[-1].result, Kind.GAP_KIND_UNREADABLE)["docs/bomb.html"]
 
 
 def open_descriptors() -> int:
@@ -720,9 +633,9 @@ def open_descriptors() -> int:
 
 async def test_many_and_deep_folders(serve: Serve, tmp_path: Path) -> None:
     root = tmp_path / "deep"
-    folder = root.joinpath(*(f"f{number}" for number in range(sources.MAX_DEPTH + 3)))
-    folder.mkdir(parents=True)
-    (folder / "lost.md").write_text("The lost valve.")
+    lowest = root.joinpath(*(f"f{number}" for number in range(MAX_DEPTH + 3)))
+    lowest.mkdir(parents=True)
+    (lowest / "lost.md").write_text("The lost valve.")
     (root / ".hidden").mkdir()
     (root / ".hidden" / "a.md").write_text("The lost valve.")
     (root / "f0" / "seen.md").write_text("The seen valve.")
@@ -739,8 +652,7 @@ async def test_many_and_deep_folders(serve: Serve, tmp_path: Path) -> None:
 
 
 def split_text(name: str, text: str) -> tuple[Text, list[Any]]:
-    parser = HtmlParser()
-    page = extract(name, text.encode(), parser, Watch(10))
+    page = extracted(name, text.encode())
     return page, list(split(page, Watch(10)))
 
 
@@ -783,12 +695,6 @@ def test_headings_of_markdown() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"\xc3\x28", b"a\0b", b"\xed\xa0\x80"])
-def test_what_is_no_text_is_unreadable(data: bytes) -> None:
-    with pytest.raises(Unreadable):
-        decode(data)
-
-
 def children_of(pid: int) -> list[str]:
     threads = Path(f"/proc/{pid}/task").iterdir()
     return [child for thread in threads for child in (thread / "children").read_text().split()]
@@ -796,13 +702,16 @@ def children_of(pid: int) -> list[str]:
 
 async def test_the_service_starts_answers_and_stops(tmp_path: Path) -> None:
     root = small_corpus(tmp_path / "docs")
-    environ = {"RESEARCHER_LISTEN": "127.0.0.1:0", "RESEARCHER_ROOTS": str(root), "PATH": os.environ["PATH"]}
+    environ = {"RESEARCHER_LISTEN": "127.0.0.1:0", "RESEARCHER_ROOTS": str(root)}
+    environ |= {"RESEARCHER_HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.researcher", cwd=PROJECT, env=environ, stderr=asyncio.subprocess.PIPE
     )
     assert process.stderr is not None
-    line = (await asyncio.wait_for(process.stderr.readline(), 10)).decode()
-    port = line.partition("listening on 127.0.0.1:")[2].partition(",")[0]
+    line = ""
+    while "listening" not in line:
+        line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+    port = line.partition("listening on 127.0.0.1:")[2].strip()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         client = Client(researcher_pb2_grpc.ResearcherStub(channel), root)
         assert (await client.ask("biocide legionella")).findings

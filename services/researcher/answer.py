@@ -1,12 +1,12 @@
 """Passages that match → the few sentences in them that answer best, each near-duplicate told once."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.researcher.extract import below
-from services.researcher.index import Analyzer, Document, Hit, Term, headings_text
-from services.researcher.passages import Passage
+from services.researcher.documents import Document, Heading, Passage, below
+from services.researcher.protocol import Candidate, Term
+from services.researcher.terms import Analyzer
 from services.researcher.watch import Watch
 
 MAX_SENTENCES = 6  # of a quote
@@ -15,9 +15,9 @@ EASY_WORDS = 40  # a quote this long can be understood by itself; shorter and lo
 MAX_CITATIONS = 3  # of one finding: other documents that say nearly the same
 # Share of the objective's weight that a quote must cover, with the headings above it, to count as an answer.
 RELEVANT = 0.4
-NEAR_BEST = 0.5  # of the best score, below which a finding is noise beside it
+NEAR_BEST = 0.5  # of the best coverage, below which a finding is noise beside it
+QUOTED = 24  # passages, the best ones, that quotes are looked for in
 HEADING_SHARE = 0.5  # what a term counts that stands only in the headings above the quote
-RANK_SHARE = 0.3  # of the score is the passage's BM25 rank, the rest is coverage
 BLOCK_COST = 0.02  # of each paragraph, list item or row that a quote reaches into
 READABLE_SHARE = 0.05  # of a quote's worth is its length
 SAME = 0.8  # Jaccard similarity of stems from which two quotes say the same
@@ -62,18 +62,17 @@ class Quote:
     stems: frozenset[str]
 
 
-def quotes(hits: Sequence[Hit], terms: Sequence[Term], analyzer: Analyzer, watch: Watch) -> list[Quote]:
-    """Returns the best quote of each passage that is relevant, best first, in one order for one input."""
+def quotes(hits: Sequence[Candidate], terms: Sequence[Term], analyzer: Analyzer, watch: Watch) -> list[Quote]:
+    """Returns the best quote of each passage that is relevant, in the passages' order, best first."""
     weights = {term.stem: term.weight for term in terms}
-    top = max((hit.score for hit in hits), default=0.0)
     found = []
-    for hit in hits:
+    for hit in hits[:QUOTED]:
         watch.check()
-        quote = _best(hit, weights, top, analyzer)
+        quote = _best(hit, weights, analyzer)
         if quote is not None and quote.coverage >= RELEVANT:
             found.append(quote)
-    found.sort(key=lambda quote: (-quote.score, quote.document.found.uri, quote.start))
-    return [quote for quote in found if quote.score >= NEAR_BEST * found[0].score]
+    most = max((quote.coverage for quote in found), default=0.0)
+    return [quote for quote in found if quote.coverage >= NEAR_BEST * most]
 
 
 def group(ranked: Sequence[Quote], limit: int) -> list[list[Quote]]:
@@ -84,9 +83,23 @@ def group(ranked: Sequence[Quote], limit: int) -> list[list[Quote]]:
         if same is None:
             if len(groups) < limit:
                 groups.append([quote])
-        elif len(same) < MAX_CITATIONS and all(quote.document is not other.document for other in same):
+        elif len(same) < MAX_CITATIONS and all(quote.document.uri != other.document.uri for other in same):
             same.append(quote)
     return groups
+
+
+def direct(quote: Quote, terms: Sequence[Term], analyzer: Analyzer) -> str:
+    """Returns the sentence of a quote that says most of what was asked, as it stands there."""
+    passage = Passage(0, quote.text, (), ())
+    weights = {term.stem: term.weight for term in terms}
+    units = _units(passage, analyzer)
+    best = max(units, key=lambda unit: (sum(weights.get(stem, 0.0) for stem in unit.stems), -unit.start))
+    return quote.text[best.start : best.end]
+
+
+def above_text(document: Document, above: Iterable[Heading]) -> str:
+    """Returns what stands above a place: the document's title and the headings."""
+    return "\n".join((document.title, *(heading.text for heading in above)))
 
 
 def _similar(one: Quote, other: Quote) -> bool:
@@ -94,14 +107,12 @@ def _similar(one: Quote, other: Quote) -> bool:
     return overlap >= SAME * len(one.stems | other.stems)
 
 
-def _best(hit: Hit, weights: Mapping[str, float], top: float, analyzer: Analyzer) -> Quote | None:
+def _best(hit: Candidate, weights: Mapping[str, float], analyzer: Analyzer) -> Quote | None:
     passage = hit.passage
-    above = frozenset(analyzer.stems(headings_text(hit.document, passage.above)))
+    above = frozenset(analyzer.stems(above_text(hit.document, passage.above)))
     units = _units(passage, analyzer)
     best: tuple[float, float, int, int] | None = None
-    for first, last, words, stems, near in _windows(units, above):
-        coverage = _coverage(weights, stems, near)
-        crossed = sum(unit.opens for unit in units[first + 1 : last + 1])
+    for first, last, words, coverage, crossed in _windows(units, above, weights):
         value = coverage + READABLE_SHARE * _ease(words) - BLOCK_COST * crossed
         if best is None or value > best[0] + 1e-9:
             best = (value, coverage, units[first].start, units[last].end)
@@ -109,10 +120,9 @@ def _best(hit: Hit, weights: Mapping[str, float], top: float, analyzer: Analyzer
         return None
     value, coverage, start, end = best
     text = passage.text[start:end]
-    score = (1 - RANK_SHARE) * value / (1 + READABLE_SHARE) + RANK_SHARE * hit.score / top
     stems = frozenset(analyzer.stems(text))
     start += passage.start
-    return Quote(hit.document, start, start + len(text), text, _path(passage, start), coverage, score, stems)
+    return Quote(hit.document, start, start + len(text), text, _path(passage, start), coverage, hit.score, stems)
 
 
 def _path(passage: Passage, offset: int) -> tuple[str, ...]:
@@ -130,31 +140,31 @@ def _ease(words: int) -> float:
     return (MAX_WORDS - words) / (MAX_WORDS - EASY_WORDS)
 
 
-def _coverage(weights: Mapping[str, float], stems: frozenset[str], above: frozenset[str]) -> float:
-    """Returns the share of the terms' weight found in the quote, and in part in the headings above it."""
-    covered = sum(
-        weight if stem in stems else HEADING_SHARE * weight
-        for stem, weight in weights.items()
-        if stem in stems or stem in above
-    )
-    return covered / sum(weights.values())
-
-
 def _windows(
-    units: Sequence[Unit], above: frozenset[str]
-) -> Iterator[tuple[int, int, int, frozenset[str], frozenset[str]]]:
-    """Yields (first, last, words, stems, stems of the headings above) of every run within one section."""
+    units: Sequence[Unit], above: frozenset[str], weights: Mapping[str, float]
+) -> Iterator[tuple[int, int, int, float, int]]:
+    """Yields (first, last, words, coverage, blocks crossed) of the runs within one section that begin with a term."""
+    total = sum(weights.values())
     for first, unit in enumerate(units):
         if unit.heading:
             above = above | unit.stems
             continue
-        words, stems = 0, frozenset[str]()
+        if weights.keys().isdisjoint(unit.stems):
+            continue
+        left = dict(weights)  # of the terms that the run does not hold yet
+        near = HEADING_SHARE * sum(left[stem] for stem in left.keys() & above)
+        words = crossed = 0
+        covered = 0.0
         for last in range(first, min(first + MAX_SENTENCES, len(units))):
             words += units[last].words
             if units[last].heading or words > MAX_WORDS:
                 break
-            stems |= units[last].stems
-            yield first, last, words, stems, above
+            crossed += last > first and units[last].opens
+            for stem in left.keys() & units[last].stems:
+                weight = left.pop(stem)
+                covered += weight
+                near -= HEADING_SHARE * weight if stem in above else 0.0
+            yield first, last, words, (covered + near) / total, crossed
 
 
 def _units(passage: Passage, analyzer: Analyzer) -> list[Unit]:

@@ -1,7 +1,7 @@
 """What is read, searched and quoted: documents, their text and structure, and passages of them."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -87,7 +87,7 @@ class Text:
     title: str
     outline: Outline
     visible: tuple[Span, ...]
-    places: tuple[Place, ...] = ()  # by start
+    places: Sequence[Place] = ()  # by start; may be made on demand
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,29 +2,14 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from services.researcher.extract import Heading, Outline, Text
+from services.researcher.documents import Heading, Outline, Passage, Text
 from services.researcher.watch import Watch
 
 LEAST = 1_200  # characters before a passage may end inside a section
 LEAST_BEFORE_HEADING = 800  # characters before it may end in front of a heading
 MOST = 1_600  # characters
 BREAKS = ("\n\n", "\n", ". ", " ")  # where to cut inside a section, best first
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A piece of one document's visible text.
-
-    `start`, like the places of headings, counts code points of the document's text. `above` are the headings that
-    hold where the passage begins, outermost first; `headings` those that stand inside it.
-    """
-
-    start: int
-    text: str
-    above: tuple[Heading, ...]
-    headings: tuple[Heading, ...]
 
 
 def split(text: Text, watch: Watch) -> Iterator[Passage]:

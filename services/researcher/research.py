@@ -1,215 +1,330 @@
-"""The pipeline of one research: list, read, index, rank, quote, check. It stops when it must and says what is missing.
+"""The pipeline of one research: open, search, quote, check, answer. It stops when it must and says what is missing.
 
 Nothing in a document is ever followed as an order; documents are read, searched and quoted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Protocol
 
 from conductor.v1 import researcher_pb2
 
-from services.researcher.answer import Quote, group, quotes
-from services.researcher.corpus import Corpus
-from services.researcher.index import Analyzer, Document, Index, Term
-from services.researcher.sources import Found, Kind, Listing, Root, Unreadable, find, gap
-from services.researcher.terms import terms_of
-from services.researcher.watch import INDEXING_SHARE, READING_SHARE, OutOfTime, Watch
+from services.common.errors import Reason, Refusal
+from services.researcher import parts
+from services.researcher.answer import Quote, direct, group, quotes
+from services.researcher.citing import Citing
+from services.researcher.closeness import answering, closest
+from services.researcher.contradictions import contradictions
+from services.researcher.documents import Kind, SourceKind
+from services.researcher.journal import Journal
+from services.researcher.parts import Part
+from services.researcher.protocol import (
+    Candidate,
+    Inquiry,
+    Limits,
+    Model,
+    ModelBudget,
+    ModelFailed,
+    ModelRun,
+    Reranker,
+    Source,
+    Term,
+    View,
+)
+from services.researcher.synthesis import Synthesis
+from services.researcher.terms import Analyzer, terms_of
+from services.researcher.watch import INDEXING_SHARE, Cancelled, OutOfTime, Watch
 
-CANDIDATES = 60  # passages looked at closely
-MAX_GAPS = 32  # of each kind; the rest is counted in one more
+CANDIDATES = 60  # passages looked at closely for each part
+RERANKED = 20  # of them, those that a re-ranker reads
+RERANK_SHARE = 0.9  # of the wall time is over when re-ranking ends
+PLAN_SHARE = 0.3  # of the wall time is over when a model has planned
 MAX_WORD = 100  # characters of the objective repeated in a gap
-STEPS = 4
 
-Say = Callable[[str, int], None]
+Outcome = researcher_pb2.ResearchOutcome
+Mode = researcher_pb2.AnswerMode
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked and what it may cost. `max_bytes` counts the files' sizes."""
+    """What is asked, of what, and what it may cost."""
 
     objective: str
     sources: tuple[str, ...]
+    kinds: frozenset[SourceKind.ValueType]
+    web: bool
+    synthesize: bool
     max_findings: int
-    max_documents: int
-    max_bytes: int
+    limits: Limits
+    model: ModelBudget
 
 
-class Research:
-    """Answers questions from the documents below the roots. Thread-safe; each `answer` blocks its thread."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A source to search, and the paths below it that were named; none for all of it."""
 
-    def __init__(self, roots: Sequence[Root], corpus: Corpus) -> None:
-        self._roots = roots
-        self._corpus = corpus
+    source: Source
+    paths: tuple[str, ...]
 
-    def answer(self, question: Question, watch: Watch, say: Say) -> researcher_pb2.ResearchResult:
-        """Returns findings and gaps; calls `say` with a sentence and a step from 1 to STEPS as it goes.
 
-        Raises SOURCE_REFUSED, NO_SOURCES, and Cancelled.
-        """
-        return _Run(question, self._roots, self._corpus, watch, say).answer()
+class Sources(Protocol):
+    """All that can be searched."""
+
+    def choose(self, question: Question) -> Sequence[Chosen]:
+        """Returns what a question is to be asked of. Raises SOURCE_REFUSED, NO_SOURCES."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a research works with. Without a re-ranker or a model it does without."""
+
+    sources: Sources
+    analyzer: Analyzer
+    reranker: Reranker | None
+    model: Model | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What was found for one part: its terms, and the findings, best first."""
+
+    part: Part
+    terms: Sequence[Term]
+    findings: Sequence[int]
+
+
+def answer(question: Question, tools: Tools, watch: Watch, journal: Journal) -> researcher_pb2.ResearchResult:
+    """Returns what the sources say, partial when time, a budget or a cancel ends it early.
+
+    Raises:
+        Refusal: SOURCE_REFUSED or NO_SOURCES.
+    """
+    return _Run(question, tools, watch, journal).answer(tools.sources.choose(question))
 
 
 class _Run:
     """One research under way."""
 
-    def __init__(self, question: Question, roots: Sequence[Root], corpus: Corpus, watch: Watch, say: Say) -> None:
+    def __init__(self, question: Question, tools: Tools, watch: Watch, journal: Journal) -> None:
         self._question = question
-        self._roots = roots
-        self._corpus = corpus
+        self._tools = tools
         self._watch = watch
-        self._say = say
-        self._analyzer = Analyzer()
+        self._journal = journal
+        self._views: dict[str, View] = {}
         self._result = researcher_pb2.ResearchResult()
-        self._gaps: list[researcher_pb2.Gap] = []
-        self._spent: set[str] = set()  # budgets that ended the search early
+        self._found_in: dict[str, View] = {}  # by the document's uri
+        self._citing = Citing(self._found_in, watch, journal)
+        self._sought: list[Sought] = []
+        self._model: ModelRun | None = None
+        self._partial = False
 
-    def answer(self) -> researcher_pb2.ResearchResult:
+    def answer(self, chosen: Sequence[Chosen]) -> researcher_pb2.ResearchResult:
         try:
-            self._search()
+            self._work(chosen)
         except OutOfTime:
-            self._spend("wall_time", "The time was over before the search was complete.")
-        if not self._result.findings:
-            self._miss(Kind.GAP_KIND_NOT_FOUND, self._question.objective[:MAX_WORD], self._nothing())
-        self._result.gaps.extend(_bounded(self._gaps))
-        self._result.usage.wall_time.FromMicroseconds(round(self._watch.elapsed() * 1_000_000))
+            self._journal.spend("wall_time", "The time was over before the search was complete.")
+        except Cancelled:
+            self._partial = True
+            self._journal.miss(Kind.GAP_KIND_CANCELLED, "", "The research was cancelled before its end.")
+        finally:
+            for view in self._views.values():
+                view.close()
+        self._conclude()
         return self._result
 
-    def _search(self) -> None:
-        documents = self._read(self._list())
-        index = self._index(documents)
-        if not len(index):
-            return
-        terms = terms_of(self._question.objective, index, self._analyzer)
-        if index.complete:
-            self._absent(terms)
-        self._say(f"Ranking {len(index)} passages for {len(terms)} terms.", 3)
-        hits = index.search([term for term in terms if term.present], CANDIDATES)
-        ranked = quotes(hits, terms, self._analyzer, self._watch)
-        groups = group(ranked, self._question.max_findings)
-        self._say(f"Checking {len(groups)} findings against their sources.", STEPS)
-        self._verify(groups)
+    def _work(self, chosen: Sequence[Chosen]) -> None:
+        planned = self._plan(chosen)
+        self._journal.begin(f"Opening {_counted(len(chosen), 'source')}.")
+        self._open(chosen, tuple(part.query for part in planned))
+        passages = sum(view.passages for view in self._views.values())
+        self._result.usage.passages = self._journal.usage.passages = passages
+        self._journal.begin(f"Searching {_counted(passages, 'passage')} for {_counted(len(planned), 'question')}.")
+        candidates = [self._look(part) for part in planned]
+        self._journal.begin("Checking the evidence against its sources.")
+        for part, (terms, found) in zip(planned, candidates, strict=True):
+            self._quote(part, terms, found)
+        self._journal.begin("Making the answer.")
+        if self._model is not None:
+            self._synthesize([found for _, found in candidates])
 
-    def _list(self) -> Listing:
-        question = self._question
-        listing = find(self._roots, question.sources, question.max_documents, self._watch.until(READING_SHARE))
-        self._gaps += listing.gaps
-        if listing.overfull:
-            self._spend(
-                "max_documents", f"There are more than {question.max_documents} documents; the rest was left out."
-            )
-        if not listing.in_time:
-            self._spend("wall_time", "The time was over before all folders were listed.")
-        return listing
+    def _plan(self, chosen: Sequence[Chosen]) -> tuple[Part, ...]:
+        objective = self._question.objective
+        own = parts.split(objective, self._tools.analyzer)
+        if not self._question.synthesize:
+            return own
+        if self._tools.model is None:
+            detail = "No language model is configured, so the answer is made of quotes."
+            self._journal.miss(Kind.GAP_KIND_PROVIDER_FAILED, "model", detail)
+            return own
+        run = self._tools.model.run(self._question.model)
+        names = [each.source.name for each in chosen]
+        try:
+            planned = run.plan(objective, names, self._watch.until(PLAN_SHARE))
+        except ModelFailed as failed:
+            self._model_failed(failed)
+            return own
+        finally:
+            self._journal.asked(run.name, run.usage)
+        self._model = run
+        return parts.parts_of(tuple(planned)) or own
 
-    def _read(self, listing: Listing) -> list[Document]:
-        affordable = self._afford(listing.found)
-        unread = self._corpus.unread(affordable)
-        self._say(f"Reading {len(affordable)} documents, {unread} of them new or changed.", 1)
-        reading = self._corpus.load(affordable, self._watch.until(READING_SHARE))
-        self._gaps += reading.gaps
-        if not reading.in_time:
-            self._spend("wall_time", "The time was over before all documents were read.")
-        usage = self._result.usage
-        usage.documents = len(reading.documents)
-        usage.bytes = sum(document.found.size for document in reading.documents)
-        return reading.documents
+    def _open(self, chosen: Sequence[Chosen], queries: tuple[str, ...]) -> None:
+        """Opens all sources at once; they wait for different things."""
+        watch = self._watch.until(INDEXING_SHARE)
 
-    def _afford(self, found: Iterable[Found]) -> list[Found]:
-        """Leaves out the documents that would pass `max_bytes`; smaller ones behind them still fit."""
-        kept: list[Found] = []
-        left_out, total = 0, 0
-        for each in found:
-            if total + each.size > self._question.max_bytes:
-                left_out += 1
-                continue
-            total += each.size
-            kept.append(each)
-        if left_out:
-            limit = self._question.max_bytes
-            self._spend("max_bytes", f"{left_out} documents did not fit into {limit} bytes and were left out.")
-        return kept
+        def one(each: Chosen) -> View:
+            inquiry = Inquiry(self._question.objective, queries, each.paths, self._question.limits)
+            return each.source.open(inquiry, watch, self._journal)
 
-    def _index(self, documents: Sequence[Document]) -> Index:
-        passages = sum(len(document.passages) for document in documents)
-        building = lambda: self._say(f"Indexing {passages} passages.", 2)  # noqa: E731
-        index = self._corpus.index(documents, self._watch.until(INDEXING_SHARE), building)
-        self._result.usage.passages = len(index)
-        if not index.complete:
-            self._spend("wall_time", "The time was over before all passages were indexed.")
-        return index
+        with ThreadPoolExecutor(len(chosen), "open") as pool:
+            opening = [pool.submit(one, each) for each in chosen]
+        # All have ended. What one raises must not leave the views of the others open.
+        problems = []
+        for each, future in zip(chosen, opening, strict=True):
+            if (problem := future.exception()) is None:
+                self._views[each.source.name] = future.result()
+                self._searched(each, future.result(), queries)
+            else:
+                problems.append((each, problem))
+        for each, problem in problems:
+            if self._question.sources or not isinstance(problem, Refusal):
+                raise problem
+            self._partial = True
+            self._journal.miss(Kind.GAP_KIND_UNREADABLE, each.source.name, str(problem))
+        if not self._views:
+            text = "None of the sources can be opened: see that the folders of RESEARCHER_ROOTS exist and can be read."
+            raise Refusal(Reason.ERROR_REASON_NO_SOURCES, text)
+
+    def _searched(self, each: Chosen, view: View, queries: tuple[str, ...]) -> None:
+        usage = self._journal.usage
+        usage.documents += view.documents
+        usage.bytes += view.bytes
+        self._partial |= not view.complete
+        record = self._result.searched.add(
+            name=each.source.name, kind=each.source.kind, documents=view.documents, passages=view.passages
+        )
+        record.at.FromNanoseconds(time.time_ns())
+        if each.source.kind == SourceKind.SOURCE_KIND_WEB:
+            record.queries.extend(queries)
+
+    def _look(self, part: Part) -> tuple[Sequence[Term], Sequence[Candidate]]:
+        """Returns the terms of a part and the passages that match them best, of all sources."""
+        self._watch.check()
+        passages = sum(view.passages for view in self._views.values())
+        terms = terms_of(part.query, self._counts, passages, self._tools.analyzer)
+        self._absent(terms)
+        present = [term for term in terms if term.present]
+        found: list[Candidate] = []
+        for view in self._views.values():
+            hits = view.search(part.query, present, CANDIDATES, self._watch)
+            self._found_in |= dict.fromkeys((hit.document.uri for hit in hits), view)
+            found += hits
+        found.sort(key=lambda each: (-each.score, each.document.uri, each.passage.start))
+        close = closest(found[:CANDIDATES], terms, self._tools.analyzer, self._watch)
+        return terms, self._rerank(part, close) if answering(close) else ()
+
+    def _counts(self, stems: Sequence[str]) -> Mapping[str, int]:
+        held = dict.fromkeys(stems, 0)
+        for view in self._views.values():
+            for stem, count in view.counts(stems).items():
+                held[stem] += count
+        return held
+
+    def _rerank(self, part: Part, found: Sequence[Candidate]) -> Sequence[Candidate]:
+        if self._tools.reranker is None or len(found) < 2:
+            return found
+        first = found[:RERANKED]
+        try:
+            watch = self._watch.until(RERANK_SHARE)
+            scores = self._tools.reranker.score(part.query, [each.passage.text for each in first], watch)
+        except OutOfTime:
+            self._journal.spend("reranking", "There was no time to re-rank the passages.")
+            return found
+        ranked = [Candidate(each.document, each.passage, score) for each, score in zip(first, scores, strict=True)]
+        return sorted(ranked, key=lambda each: (-each.score, each.document.uri, each.passage.start))
 
     def _absent(self, terms: Iterable[Term]) -> None:
+        if not all(view.complete for view in self._views.values()):
+            return
         for term in terms:
             if not term.present:
-                count = self._result.usage.documents
-                detail = f"The word occurs nowhere in the {count} documents that were searched."
-                self._miss(Kind.GAP_KIND_TERM_ABSENT, term.word, detail)
+                documents = self._journal.usage.documents
+                detail = f"The word occurs nowhere in the {documents} documents that were searched."
+                self._journal.miss(Kind.GAP_KIND_TERM_ABSENT, term.word, detail)
 
-    def _verify(self, groups: Sequence[Sequence[Quote]]) -> None:
-        """Reads every source again and keeps only quotes that stand where they are said to stand."""
-        texts: dict[str, str | None] = {}
-        for quoted in groups:
-            citations = [citation for quote in quoted if (citation := self._cite(quote, texts)) is not None]
-            if citations:
-                statement = " ".join(citations[0].quote.split())
-                self._result.findings.add(statement=statement, citations=citations, score=citations[0].score)
-        self._result.findings.sort(key=lambda finding: -finding.score)
+    def _quote(self, part: Part, terms: Sequence[Term], found: Sequence[Candidate]) -> None:
+        """Takes the best quotes of a part as findings, those another part has already by their number."""
+        ranked = quotes(found, terms, self._tools.analyzer, self._watch)
+        groups = group(ranked, self._question.max_findings)
+        self._tell(found, {(quote.document.uri, quote.start, quote.end) for each in groups for quote in each})
+        findings: dict[int, Quote] = {}
+        for each in groups:
+            number = self._citing.add(each, self._result)
+            if number is not None:
+                findings.setdefault(number, each[0])
+        self._sought.append(Sought(part, terms, tuple(findings)))
+        for number, quote in list(findings.items())[:1]:
+            sentence = direct(quote, terms, self._tools.analyzer)
+            self._result.answer.add(text=" ".join(sentence.split()), findings=[number])
 
-    def _cite(self, quote: Quote, texts: dict[str, str | None]) -> researcher_pb2.Citation | None:
-        uri = quote.document.found.uri
-        if uri not in texts:
-            texts[uri] = self._reread(quote.document)
-        text = texts[uri]
-        if text is None or text[quote.start : quote.end] != quote.text:
-            return None
-        return researcher_pb2.Citation(
-            uri=uri,
-            title=quote.document.title,
-            locator=_locator(text, quote),
-            quote=quote.text,
-            score=quote.score,
-            source_sha256=quote.document.sha256,
-        )
+    def _tell(self, found: Sequence[Candidate], kept: set[tuple[str, int, int]]) -> None:
+        for candidate in found:
+            start, end = candidate.passage.start, candidate.passage.start + len(candidate.passage.text)
+            taken = any(uri == candidate.document.uri and start <= first and last <= end for uri, first, last in kept)
+            why = "quoted" if taken else "says too little of what was asked, or what another passage says better"
+            self._journal.judge(candidate, taken, why)
 
-    def _reread(self, document: Document) -> str | None:
+    def _synthesize(self, found: Sequence[Sequence[Candidate]]) -> None:
+        """Replaces quotes by the model's claims that quotes bear out; keeps the quotes when there are none."""
+        run = self._model
+        if run is None or not self._result.findings:
+            return
+        texts = [sought.part.text for sought in self._sought]
+        synthesis = Synthesis(run, self._question.objective, texts, self._tools.analyzer)
         try:
-            return self._corpus.reread(document, self._watch)
-        except Unreadable as problem:
-            self._miss(problem.kind, document.found.uri, str(problem))
-            return None
+            made = synthesis.make(found, self._citing, self._watch, self._journal)
+        except ModelFailed as failed:
+            self._model_failed(failed)
+            return
+        finally:
+            self._journal.asked(run.name, run.usage)
+        if made.findings:
+            made.put_into(self._result)
+            self._sought = [
+                Sought(sought.part, sought.terms, numbers)
+                for sought, numbers in zip(self._sought, made.by_part, strict=True)
+            ]
 
-    def _nothing(self) -> str:
-        if "wall_time" in self._spent:
-            return "Nothing that answers the objective was found in the time there was."
-        return f"Nothing in the {self._result.usage.documents} documents that were searched answers the objective."
+    def _model_failed(self, failed: ModelFailed) -> None:
+        detail = f"{failed} The answer is made of quotes."
+        self._journal.miss(Kind.GAP_KIND_PROVIDER_FAILED, "model", detail)
 
-    def _spend(self, budget: str, detail: str) -> None:
-        """Notes once for each budget that it ended the search early."""
-        if budget not in self._spent:
-            self._spent.add(budget)
-            self._miss(Kind.GAP_KIND_BUDGET_EXHAUSTED, budget, detail)
+    def _conclude(self) -> None:
+        result, journal = self._result, self._journal
+        for sought in self._sought:
+            result.sub_questions.add(text=sought.part.text, findings=sought.findings)
+            if not sought.findings and len(self._sought) > 1:
+                journal.miss(Kind.GAP_KIND_NOT_FOUND, sought.part.text[:MAX_WORD], self._nothing("this part"))
+        statements = [finding.citations[0].quote for finding in result.findings]
+        result.contradictions.extend(contradictions(statements, self._tools.analyzer))
+        if not result.findings:
+            journal.miss(Kind.GAP_KIND_NOT_FOUND, self._question.objective[:MAX_WORD], self._nothing("the objective"))
+            result.outcome = Outcome.RESEARCH_OUTCOME_INSUFFICIENT
+        elif self._partial or journal.spent:
+            result.outcome = Outcome.RESEARCH_OUTCOME_PARTIAL
+        else:
+            result.outcome = Outcome.RESEARCH_OUTCOME_ANSWERED
+        result.gaps.extend(journal.gaps())
+        journal.usage.wall_time.FromMicroseconds(round(self._watch.elapsed() * 1_000_000))
+        result.usage.CopyFrom(journal.usage)
 
-    def _miss(self, kind: Kind.ValueType, subject: str, detail: str) -> None:
-        self._gaps.append(gap(kind, subject, detail))
+    def _nothing(self, what: str) -> str:
+        if "wall_time" in self._journal.spent:
+            return f"Nothing that answers {what} was found in the time there was."
+        return f"Nothing in the {self._journal.usage.documents} documents that were searched answers {what}."
 
 
-def _locator(text: str, quote: Quote) -> researcher_pb2.Locator:
-    first = text.count("\n", 0, quote.start) + 1
-    return researcher_pb2.Locator(
-        line_start=first,
-        line_end=first + text.count("\n", quote.start, quote.end),
-        char_start=quote.start,
-        char_end=quote.end,
-        heading_path=quote.path,
-    )
-
-
-def _bounded(gaps: Iterable[researcher_pb2.Gap]) -> Iterable[researcher_pb2.Gap]:
-    """Yields the gaps kind by kind, at most MAX_GAPS of each, then one that counts the rest."""
-    ordered = sorted(gaps, key=lambda each: each.kind)
-    for kind, same in groupby(ordered, key=lambda each: each.kind):
-        listed = list(same)
-        yield from listed[:MAX_GAPS]
-        if len(listed) > MAX_GAPS:
-            yield gap(kind, "", f"{len(listed) - MAX_GAPS} more of this kind are not listed.")
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

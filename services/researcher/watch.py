@@ -42,6 +42,11 @@ class Watch:
         if time.monotonic() >= self._end:
             raise OutOfTime
 
+    def still(self) -> None:
+        """Raises Cancelled after a cancel; the time may be over."""
+        if self._gone.is_set():
+            raise Cancelled
+
     def until(self, share: float) -> "Watch":
         """Returns a watch with the same cancel that ends after a share of the time, so that some is left to answer."""
         earlier = Watch(self.wall_time)
