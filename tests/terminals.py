@@ -25,6 +25,7 @@ from services.terminal import policy, programs
 from services.terminal.calls import Calls
 from services.terminal.sandbox import Sandbox
 from services.terminal.service import FULL_NAME, TerminalService
+from services.terminal.supervisor import WAITING
 
 REPOSITORY = Path(__file__).parents[1]
 NOBODY = 65534
@@ -222,11 +223,17 @@ def _below(task: Path) -> list[str]:
 
 
 def held(service: int) -> list[int]:
-    """Returns the processes directly below the supervisors of a Terminal."""
+    """Returns the processes directly below the supervisors of a Terminal that have a command."""
     [spawner] = children(service)
-    return [
-        process for guard in children(spawner) for supervisor in children(guard) for process in children(supervisor)
-    ]
+    supervisors = [supervisor for guard in children(spawner) for supervisor in children(guard)]
+    return [process for each in supervisors if not _waits(each) for process in children(each)]
+
+
+def _waits(supervisor: int) -> bool:
+    try:
+        return Path(f"/proc/{supervisor}/comm").read_bytes().strip() == WAITING
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @contextlib.asynccontextmanager

@@ -149,7 +149,7 @@ async def test_isolation_is_told(terminal: Any, process: Process) -> None:
     assert told.isolation.landlock_abi >= 3
     assert told.isolation.separate_uid == separate
     assert [layer for layer in told.isolation.layers if layer != "uid"] == [
-        "supervisor", "session", "rlimits", "no_new_privs", "landlock", "seccomp",
+        "supervisor", "session", "no_new_privs", "seccomp", "rlimits", "landlock",
     ]  # fmt: skip
     assert any("own user" in sentence for sentence in told.isolation.not_enforced) == (not separate)
     log = process.log.read_text()

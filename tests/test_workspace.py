@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from services.terminal import folders, usage, workspace
-from services.terminal.policy import UIDS
+from services.terminal.users import UIDS
 from tests.hostile import as_root, canary, chain, few_files, fill, listed, needs_root, place, root, swapping
 from tests.terminals import REPOSITORY
 

@@ -66,15 +66,24 @@ def build(version: int, paths: list[tuple[str, int]], network: bool) -> int:
         paths: (path, rights); a path that does not exist is left out.
         network: whether TCP is left alone, for a command that has a network of its own.
     """
-    handled = _BASE | sum(right for since, right in _ADDED if version >= since)
     attributes = _Ruleset(
-        handled, _NET if version >= 4 and not network else 0, _SCOPE if version >= SCOPES_SINCE else 0
+        _handled(version), _NET if version >= 4 and not network else 0, _SCOPE if version >= SCOPES_SINCE else 0
     )
     size = 24 if version >= SCOPES_SINCE else 16 if version >= 4 else 8
     ruleset = kernel.call(_CREATE_RULESET, ctypes.byref(attributes), size, 0)
+    allow(ruleset, version, paths)
+    return ruleset
+
+
+def allow(ruleset: int, version: int, paths: list[tuple[str, int]]) -> None:
+    """Adds paths to a ruleset as `build` does."""
+    handled = _handled(version)
     for path, rights in paths:
         _allow_path(ruleset, path, rights & handled)
-    return ruleset
+
+
+def _handled(version: int) -> int:
+    return _BASE | sum(right for since, right in _ADDED if version >= since)
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:

@@ -49,9 +49,10 @@ SHARED_MEMORY: Calls = {
     "mq_timedsend": (242, 182), "mq_timedreceive": (243, 183), "mq_notify": (244, 184), "mq_getsetattr": (245, 185),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
 }  # fmt: skip
+# Messages can carry descriptors, and what a descriptor on its way holds is seen by nobody; bytes go by write and send.
 NETWORK: Calls = {
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202),
-    "accept4": (288, 242),
+    "accept4": (288, 242), "sendmsg": (46, 211), "sendmmsg": (307, 269),
 }  # fmt: skip
 ATTRIBUTES: Calls = {
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
@@ -85,6 +86,7 @@ DENIED = (
 # Judged by their arguments.
 CLONE, SOCKET, SOCKETPAIR, IOCTL = (56, 220), (41, 198), (53, 199), (16, 29)
 PRLIMIT64, SCHED_SETAFFINITY, SETPRIORITY = (302, 261), (203, 122), (141, 140)
+PRCTL, CLOSE_RANGE = (157, 167), (436, 436)
 
 MMAP, MPROTECT = (9, 222), (10, 226)
 
@@ -93,6 +95,9 @@ _SECCOMP = (317, 277)
 _SET_MODE_FILTER = 1
 # CLONE_NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWNS
 _NEW_NAMESPACES = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
+_CLONE_FILES, _CLONE_THREAD = 0x00000400, 0x00010000
+_CLOSE_RANGE_UNSHARE = 2
+_PR_SET_DUMPABLE = 4
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _PROT_EXEC = 4
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
@@ -126,7 +131,11 @@ def _judged(column: int, network: bool) -> bytes:
     allow = _op(_RETURN, _ALLOW)
     own_process_only = _unless_zero(0, errno.EPERM) + allow
     blocks = (
-        (CLONE, _argument(0) + _op(_ANY_BIT, _NEW_NAMESPACES, no=1) + _refuse(errno.EPERM) + allow),
+        (CLONE, _no_namespaces() + _no_descriptors_of_a_thread() + allow),
+        # Likewise: a thread that has left the descriptors of its process.
+        (CLOSE_RANGE, _argument(2) + _op(_ANY_BIT, _CLOSE_RANGE_UNSHARE, no=1) + _refuse(errno.EINVAL) + allow),
+        # It is answered as done: a process of the same user that hides itself cannot be measured.
+        (PRCTL, _argument(0) + _op(_EQUAL, _PR_SET_DUMPABLE, no=1) + _refuse(0) + allow),
         (SOCKET, _families()) if network else (SOCKETPAIR, _pair_of_streams()),
         (PRLIMIT64, own_process_only),
         (SCHED_SETAFFINITY, own_process_only),
@@ -137,6 +146,15 @@ def _judged(column: int, network: bool) -> bytes:
         ),
     )
     return b"".join(_op(_EQUAL, call[column], no=len(body) // 8) + body for call, body in blocks)
+
+
+def _no_namespaces() -> bytes:
+    return _argument(0) + _op(_ANY_BIT, _NEW_NAMESPACES, no=1) + _refuse(errno.EPERM)
+
+
+def _no_descriptors_of_a_thread() -> bytes:
+    # /proc/PID/fd shows those of the first thread: others must have the same.
+    return _op(_AND, _CLONE_THREAD | _CLONE_FILES) + _op(_EQUAL, _CLONE_THREAD, no=1) + _refuse(errno.EPERM)
 
 
 def _pair_of_streams() -> bytes:

@@ -30,7 +30,7 @@ READ_AGAIN_S = 0.5  # pause after the log could not be read
 TAIL = 4096  # newest events kept in memory …
 TAIL_BYTES = 32 * 1024 * 1024  # … and their size
 BEATS = 10  # how often in the time of one heartbeat it is looked for quiet streams
-RINGS = 16  # subscribers woken in one turn of the event loop
+RINGS = 16  # most subscribers woken in one turn of the event loop
 RETRY_MS = 2000  # how soon a browser reconnects
 SSE_OPEN = f"retry: {RETRY_MS}\n\n".encode()
 SSE_CLOSING = b"event: conductor.closing\ndata: {}\n\n"
@@ -248,16 +248,19 @@ class Tail:
                     bell.queued = True
                     self._to_ring.append(bell)
         if silent:
-            self._ring_some()
+            self._ring_some(1)
 
-    def _ring_some(self) -> None:
-        """Rings a few bells at a time, so that a thousand subscribers do not come between a writer and its answer."""
-        for _ in range(min(RINGS, len(self._to_ring))):
+    def _ring_some(self, most: int) -> None:
+        """Rings a few bells at a time, so that a thousand subscribers do not come between a writer and its answer.
+
+        The answer leaves some turns of the loop after the commit: the first turns ring one, two, four.
+        """
+        for _ in range(min(most, len(self._to_ring))):
             bell = self._to_ring.popleft()
             bell.queued = False
             bell.ring()
         if self._to_ring:
-            asyncio.get_running_loop().call_soon(self._ring_some)
+            asyncio.get_running_loop().call_soon(self._ring_some, min(2 * most, RINGS))
 
 
 class Subscriptions:

@@ -7,7 +7,7 @@ from conductor.v1 import terminal_pb2_grpc
 
 from services.common.config import TerminalSettings, load
 from services.common.server import Service, run
-from services.terminal import policy, programs
+from services.terminal import policy, programs, threads
 from services.terminal.calls import Calls
 from services.terminal.sandbox import Sandbox
 from services.terminal.service import FULL_NAME, TerminalService
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 async def serve(stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then kills what runs and lets its callers have their results."""
     settings = load(TerminalSettings)
+    asyncio.get_running_loop().set_default_executor(threads.started())
     service = Service(settings.listen, [FULL_NAME])
     rules = programs.load(settings)
     sandbox = Sandbox(settings, policy.allowed(settings.tier, rules.execute_paths()), rules)

@@ -12,11 +12,12 @@ import socket
 import time
 
 from services.common import kernel
-from services.terminal import tree
+from services.terminal import channel, tree
+from services.terminal.job import Setting
 from services.terminal.supervisor import REAP_EVERY_S, end_with, serve, take_charge
 
 
-def stand_by(service: socket.socket, tell: int, confine: bool, spawner: int) -> None:
+def stand_by(service: socket.socket, tell: int, setting: Setting, uid: int, spawner: int) -> None:
     """Starts a supervisor that waits for a command, and ends what it should leave.
 
     Returns when nothing of the command is left; its status pipe is open until then, for the service to see.
@@ -24,23 +25,24 @@ def stand_by(service: socket.socket, tell: int, confine: bool, spawner: int) -> 
     os.setsid()
     end_with(spawner)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    confined = take_charge(confine)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    confined = take_charge(setting["tier"] != "strong")
+    ours, theirs = channel.pair()
     me = os.getpid()
     supervisor = os.fork()
     if supervisor == 0:
         ours.close()
-        serve(service, theirs, tell, confine, me)
+        serve(service, theirs, tell, setting, uid, me)
         return
     service.close()
     theirs.close()
     os.close(tell)
-    uid, _, _, _ = socket.recv_fds(ours, 16, 2)  # and the status pipe and the lease, only to hold them
+    held = channel.receive(ours, 0)  # the status pipe, only to hold it, like the lease
     ours.close()
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, 0)
+    if held is not None:  # else it ends with the spawner, as long as it waits
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, 0)
     os.waitpid(supervisor, 0)
-    while uid and _left():
-        tree.kill(int(uid), confined)
+    while _left():
+        tree.kill(uid, confined)
         time.sleep(REAP_EVERY_S)
 
 

@@ -1,9 +1,10 @@
 """A world of its own for a command, made with namespaces (namespaces(7)): the strong tier.
 
 Three processes: the *keeper*, which makes the namespaces and waits; the *init*, process 1 of the new process namespace,
-which builds the file system, reaps, and takes everything down with its end; and the command below it. What the command
-sees is a tmpfs of a few folders: programs and inputs read-only, its workspace, devices without power, a /proc of its
-own processes, and no network but, if asked for, a loopback of its own.
+which has no power left, reaps, and takes everything down with its end; and below it the command, which builds the file
+system before it gives its power up. What the command sees is a tmpfs of a few folders: programs and inputs read-only,
+its workspace, devices without power, a /proc of its own processes, and no network but, if asked for, a loopback of its
+own.
 """
 
 # Paths are of two roots at once, and go to system calls as they are.
@@ -21,7 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from services.common import kernel
-from services.terminal.job import Job
+from services.terminal.job import Job, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,7 +73,7 @@ def unshare() -> None:
 
 def keep(init: int) -> NoReturn:
     """Is the keeper: waits for the init, and holds nothing else."""
-    _close_all_but(())
+    close_all_but(())
     os.waitpid(init, 0)
     os._exit(0)
 
@@ -82,7 +83,7 @@ def reap(command: int, verdict: int) -> NoReturn:
 
     Says: the status as of wait(2), nanoseconds since the epoch, and seconds of CPU of the command's process.
     """
-    _close_all_but((verdict,))
+    close_all_but((verdict,))
     while True:
         pid, status, used = os.wait4(-1, 0)
         if pid == command:
@@ -91,37 +92,43 @@ def reap(command: int, verdict: int) -> NoReturn:
     os._exit(0)
 
 
-def _close_all_but(kept: Iterable[int]) -> None:
+def close_all_but(kept: Iterable[int]) -> None:
+    """Closes every descriptor but some. Raises OSError."""
     low = 0
     for fd in sorted(kept):
-        os.closerange(low, fd)
+        if low < fd:  # closerange(0, 0) closes all
+            os.closerange(low, fd)
         low = fd + 1
     kernel.close_range(low)
 
 
-def build(job: Job) -> None:
-    """Is done by the init before it forks: makes the file system, and the loopback if it is wanted. Raises OSError."""
+def build(setting: Setting) -> None:
+    """Makes the file system, as far as it is the same for every command. Raises OSError."""
     kernel.mount(None, "/", None, _REC | _PRIVATE, None)
     kernel.mount("tmpfs", _BASE, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0755")
     os.mkdir(_BASE + _OLD)
     kernel.call(_PIVOT_ROOT[os.uname().machine], _BASE.encode(), (_BASE + _OLD).encode())
     os.chdir("/")
-    for path, _ in job["paths"]:
+    for path, _ in setting["paths"]:
         if not path.startswith("/dev/") and not os.path.lexists(path):  # a file in a folder is there with the folder
             _show(path)
     _devices()
     os.mkdir(PROC, 0o555)
     kernel.mount("proc", PROC, "proc", _NOSUID | _NODEV | _NOEXEC, None)
     os.mkdir("/tmp", 0o700)  # noqa: S108
-    executable = 0 if job["workspace_execute"] else _NOEXEC
+    executable = 0 if setting["workspace_execute"] else _NOEXEC
     kernel.mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | executable, _SCRATCH)  # noqa: S108
+    kernel.sethostname(b"sandbox")
+
+
+def furnish(job: Job) -> None:
+    """Adds the workspace and the inputs to what `build` has made, and takes the old root away. Raises OSError."""
     home, inputs = os.fsdecode(job["home"]), os.fsdecode(job["inputs"])
     _bind(home, _ATTR_NOSUID | _ATTR_NODEV | (0 if job["workspace_execute"] else _ATTR_NOEXEC))
     _bind(inputs, _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC | _ATTR_RDONLY)
     kernel.umount(_OLD, _DETACH)
     os.rmdir(_OLD)
     _attributes("/", _ATTR_RDONLY, 0)
-    kernel.sethostname(b"sandbox")
 
 
 def _show(path: str) -> None:

@@ -1,33 +1,33 @@
-"""Turns an order into the job that the spawner gets: user, workspace, program, environment, limits."""
+"""Turns an order into the task that a supervisor gets: workspace, program, environment, limits."""
 
+import errno
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from services.terminal import outputs, refusals, users, workspace
-from services.terminal.job import Job
+from services.terminal import outputs, refusals, workspace
+from services.terminal.job import Setting, Task
 from services.terminal.lookup import View
-from services.terminal.policy import UIDS, Bounds, Order, Policy
+from services.terminal.policy import Bounds, Order, Policy
 from services.terminal.programs import Programs
 from services.terminal.rooms import Rooms
 from services.terminal.running import Left, Pipes
-from services.terminal.spawn import Spawner
+from services.terminal.spawn import Offer, Spawner
+from services.terminal.users import UIDS
 from services.terminal.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 LANG = "C.UTF-8"
-NO_FD = -1  # filled in later
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A command that was handed to the spawner."""
+    """A command that was handed to a supervisor."""
 
     pipes: Pipes
     bounds: Bounds
@@ -47,27 +47,40 @@ class Launcher:
 
         Raises SANDBOX_UNAVAILABLE, OVER_CAPACITY, PROGRAM_REFUSED or COMMAND_NOT_STARTED; then nothing ran.
         """
-        layer = "uid"
         try:
-            with ExitStack() as lent:
-                uid, lease = _lend(policy)
-                if lease is not None:
-                    lent.callback(lease.close)
+            return self._launch(order, policy)
+        except ConnectionError:  # who had offered to take it is gone, killed by somebody, and nothing ran
+            return self._launch(order, policy)
+
+    def _launch(self, order: Order, policy: Policy) -> Launched:
+        layer = "spawner"
+        try:
+            with ExitStack() as lent, ExitStack() as on_failure:
+                offer = self._offer(policy)
+                lent.callback(offer.close)
                 layer = "workspace"
-                with ExitStack() as on_failure:
-                    room = self._rooms.take(order.workspace, uid)
-                    on_failure.callback(self._rooms.give_back, room)
-                    workspace.put_inputs(room, order.inputs)
-                    job, bounds = self._job(order, policy, room, uid)
-                    job["uid_fd"] = room.work if lease is None else lease.fileno()
-                    layer = "spawner"
-                    pipes = self._spawners[policy.tier].launch(job, order.stdin)
-                    on_failure.pop_all()
+                room = self._rooms.take(order.workspace, offer.uid)
+                on_failure.callback(self._rooms.give_back, room)
+                workspace.put_inputs(room, order.inputs)
+                task, bounds = self._task(order, room, offer.uid)
+                layer = "spawner"
+                pipes = offer.launch(task, order.stdin, room.work)
+                on_failure.pop_all()
         except OSError as error:
+            if isinstance(error, ConnectionError) and layer == "spawner":
+                raise
             raise refusals.unavailable(layer, error.errno) from error
         return Launched(pipes, bounds, lambda: self._conclude(room, order.outputs))
 
-    def _job(self, order: Order, policy: Policy, room: Workspace, uid: int) -> tuple[Job, Bounds]:
+    def _offer(self, policy: Policy) -> Offer:
+        try:
+            return self._spawners[policy.tier].take()
+        except OSError as error:
+            if error.errno == errno.EUSERS:
+                raise refusals.over_capacity(len(UIDS)) from error
+            raise
+
+    def _task(self, order: Order, room: Workspace, uid: int) -> tuple[Task, Bounds]:
         home, inputs = (os.fsencode(self._rooms.path / part) for part in (room.work_path, room.inputs_path))
         env = _environment(home, inputs, order.env)
         executable, bounds = b"", order.bounds
@@ -80,7 +93,6 @@ class Launcher:
             executable, identity = allowed.path, tuple(allowed.identity)
             bounds = order.bounds.within(allowed.ceilings)
         return {
-            "tier": policy.tier,
             "argv": [argument.encode() for argument in order.argv],
             "executable": executable,
             "identity": identity,
@@ -88,17 +100,6 @@ class Launcher:
             "home": home,
             "inputs": inputs,
             "loopback": order.loopback,
-            "control_fd": NO_FD,
-            "status_fd": NO_FD,
-            "stdin_fd": NO_FD,
-            "stdout_fd": NO_FD,
-            "stderr_fd": NO_FD,
-            "workspace_fd": room.work,
-            "uid": uid,
-            "uid_fd": NO_FD,
-            "minimum_abi": policy.minimum_abi,
-            "paths": list(policy.paths),
-            "workspace_execute": self._programs.workspace,
             "wall_s": bounds.wall_time,
             "cpu_s": math.ceil(bounds.cpu_time),
             "memory_bytes": bounds.memory_bytes,
@@ -120,14 +121,15 @@ class Launcher:
             self._rooms.give_back(room)
 
 
-def _lend(policy: Policy) -> tuple[int, socket.socket | None]:
-    """Returns a user for the command and the lease on it; 0 and none for the service's own user."""
-    if not policy.separate_uid:
-        return 0, None
-    lent = users.lend()
-    if lent is None:
-        raise refusals.over_capacity(len(UIDS))
-    return lent
+def setting(policy: Policy, programs: Programs) -> Setting:
+    """Returns what all commands of a tier have in common."""
+    return {
+        "tier": policy.tier,
+        "separate_uid": policy.separate_uid,
+        "minimum_abi": policy.minimum_abi,
+        "paths": list(policy.paths),
+        "workspace_execute": programs.workspace,
+    }
 
 
 def _environment(home: bytes, inputs: bytes, asked: dict[str, str]) -> dict[bytes, bytes]:

@@ -7,10 +7,6 @@ from pathlib import Path
 
 from services.common import landlock
 
-# Users nobody else hands out: https://systemd.io/UIDS-GIDS has 60706 to 61183 as unused, and they exist in a container
-# whose user namespace maps 65536 users.
-UIDS = range(60_706, 61_184)
-
 # Programs and their libraries. Folders that do not exist are left out.
 PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
 # Read by the loader and by common programs when they start, and public on every machine; what is not here, such as
@@ -24,10 +20,7 @@ POLLED = (
     "Memory, CPU time and processes are measured every 50 ms, the workspace every 200 ms or more slowly when it is "
     "large: a command can pass these limits for that long."
 )
-DELETED_FILES = (
-    "Disk space of deleted files is not counted when a command hides its descriptors, only maps the files, or has sent "
-    "the descriptors to itself."
-)
+DELETED_FILES = "Disk space of deleted files is not counted when a thread holds them apart from its process."
 KERNEL_MEMORY = "Memory that the kernel holds for a command, in pipes and socket pairs, is not counted."
 OWN_FILES = (
     "Commands run as the service's own user: they can change mode, owner and times of that user's files anywhere."
@@ -56,7 +49,8 @@ class Policy:
 
     def not_enforced(self, landlock_abi: int) -> tuple[str, ...]:
         """Returns what this policy leaves open on this kernel, one sentence each."""
-        always: tuple[str, ...] = () if self.separate_uid else (OWN_USER,)
+        # Since Linux 5.14 the processes of a user namespace are counted by themselves.
+        always: tuple[str, ...] = () if self.separate_uid or self.tier == "strong" else (OWN_USER,)
         always += (LISTED,) if self.listed and (self.tier == "none" or not landlock_abi) else ()
         if self.tier == "none":
             return (NOTHING_HOLDS, POLLED, KERNEL_MEMORY, DELETED_FILES, *always)
@@ -65,11 +59,10 @@ class Policy:
                 STAT_IS_OPEN,
                 POLLED,
                 KERNEL_MEMORY,
-                DELETED_FILES,
                 *(() if self.separate_uid else (OWN_FILES,)),
                 *always,
             )
-        return (POLLED, KERNEL_MEMORY, DELETED_FILES, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *always)
+        return (POLLED, KERNEL_MEMORY, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *always)
 
 
 def of_tier(tier: str, executables: tuple[str, ...] | None) -> Policy:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from services.common.config import ConfigError, TerminalSettings
 from services.common.errors import Refusal
 from services.terminal import limits, refusals
-from services.terminal.orders import Launched, Launcher
-from services.terminal.policy import UIDS, Isolation, Order, Policy
+from services.terminal.orders import Launched, Launcher, setting
+from services.terminal.policy import Isolation, Order, Policy
 from services.terminal.programs import Programs
 from services.terminal.rooms import Rooms
 from services.terminal.running import Lost, NotStarted, Running, Started
 from services.terminal.spawn import Spawner
+from services.terminal.users import UIDS
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Sandbox:
         self._settings = settings
         self._policies = policies
         self._policy = policies[0]  # the one in force
-        self._spawners = {each.tier: Spawner(interpreter, confine=each.tier != "strong") for each in policies}
+        self._spawners = {each.tier: Spawner(interpreter, setting(each, programs)) for each in policies}
         self._launcher = Launcher(self.rooms, programs, self._spawners)
         self._taken = 0  # slots
         self._running: set[Running] = set()

@@ -1,16 +1,19 @@
 """The service's side of the spawner: starts it, starts it again when it was killed, and hands it commands."""
 
+import errno
 import fcntl
 import marshal
 import os
+import select
 import socket
 import subprocess
 import threading
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from services.terminal import job
-from services.terminal.job import MESSAGE, Job
+from services.terminal import channel
+from services.terminal.job import ASK, FDS, REFUSED, Setting, Task
 from services.terminal.running import Pipes
 from services.terminal.spawner import BOOT
 
@@ -20,42 +23,81 @@ _SEAL_EXEC = 0x20  # F_SEAL_EXEC, Linux 6.3: nobody can make it executable again
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A supervisor that waits for one command. Who has an offer must `close` it, used or not.
+
+    Args:
+        uid: the command's user, lent to it for as long as its processes live; 0 for the service's own user.
+    """
+
+    uid: int
+    _channel: socket.socket
+
+    @property
+    def stands(self) -> bool:
+        """Whether the supervisor still waits."""
+        try:
+            self._channel.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            pass
+        return False
+
+    def launch(self, task: Task, stdin: bytes, workspace: int) -> Pipes:
+        """Starts a command and returns the service's ends of its pipes.
+
+        Raises OSError; a ConnectionError when the supervisor is gone: nothing ran, another one may take it.
+        """
+        # The command's ends are closed here in any case, the service's only when something fails.
+        with ExitStack() as theirs, ExitStack() as ours:
+            control, hang_up = _pipe(theirs, ours)
+            status, tell = _pipe(ours, theirs)
+            stdout, out = _pipe(ours, theirs)
+            stderr, err = _pipe(ours, theirs)
+            source = _file(theirs, stdin) if stdin else _null(theirs)
+            if self.uid:
+                for fd in (stdout, stderr):  # else /dev/stdout could not be opened
+                    os.fchown(fd, self.uid, self.uid)
+            for fd in (status, stdout, stderr):
+                # A command may open its own output for reading and be first: a read here must never wait.
+                os.set_blocking(fd, False)
+            fds = {"control": control, "status": tell, "stdin": source, "stdout": out, "stderr": err}
+            fds["workspace"] = workspace
+            packed = _file(theirs, marshal.dumps(dict(task)))
+            channel.send(self._channel, packed, [fds[name] for name in FDS])
+            ours.pop_all()
+        return Pipes(hang_up, status, stdout, stderr)
+
+    def close(self) -> None:
+        """Lets go of the supervisor; it ends when it has got nothing. Again is no error."""
+        self._channel.close()
+
+
 class Spawner:
     """A spawner process. It runs from the first command to `close`.
 
     Args:
         interpreter: runs it; needs nothing but the standard library.
-        confine: whether Landlock confines the signals of supervisors, see spawner.main.
+        setting: what all its commands have in common.
     """
 
-    def __init__(self, interpreter: str, confine: bool) -> None:
+    def __init__(self, interpreter: str, setting: Setting) -> None:
         self._interpreter = interpreter
-        self._confine = confine
+        self._setting = setting
         self._lock = threading.Lock()  # commands are launched from several threads
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def launch(self, order: Job, stdin: bytes) -> Pipes:
-        """Starts a command and returns the service's ends of its pipes; the order's descriptors are filled in here.
-
-        Raises OSError.
-        """
-        # The command's ends are closed here in any case, the service's only when something fails.
-        with ExitStack() as theirs, ExitStack() as ours:
-            order["control_fd"], hang_up = _pipe(theirs, ours)
-            status, order["status_fd"] = _pipe(ours, theirs)
-            stdout, order["stdout_fd"] = _pipe(ours, theirs)
-            stderr, order["stderr_fd"] = _pipe(ours, theirs)
-            order["stdin_fd"] = _file(theirs, stdin) if stdin else _null(theirs)
-            if order["uid"]:
-                for fd in (stdout, stderr):  # else /dev/stdout could not be opened
-                    os.fchown(fd, order["uid"], order["uid"])
-            for fd in (status, stdout, stderr):
-                # A command may open its own output for reading and be first: a read here must never wait.
-                os.set_blocking(fd, False)
-            self._send([_file(theirs, marshal.dumps(dict(order))), *_descriptors(order)])
-            ours.pop_all()
-        return Pipes(hang_up, status, stdout, stderr)
+    def take(self) -> Offer:
+        """Returns a supervisor that waits. Raises OSError, EUSERS when all users are lent."""
+        with self._lock:
+            try:
+                return self._next()
+            except ConnectionError:  # it was killed; commands that ran have gone on
+                self.close()
+                return self._next()
 
     def close(self) -> None:
         """Ends the spawner; commands that have begun go on, and end with their control pipes."""
@@ -66,24 +108,25 @@ class Spawner:
             self._process.wait()
         self._socket = self._process = None
 
-    def _send(self, fds: list[int]) -> None:
-        with self._lock:
-            try:
-                socket.send_fds(self._started(), [MESSAGE], fds)
-            except (BrokenPipeError, ConnectionResetError):  # it was killed; commands that ran have gone on
-                self.close()
-                socket.send_fds(self._started(), [MESSAGE], fds)
+    def _next(self) -> Offer:
+        spawner = self._started()
+        while True:
+            offer = _offered(spawner)
+            if offer.stands:
+                return offer
+            offer.close()
 
     def _started(self) -> socket.socket:
         if self._socket is None:
-            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket, theirs = channel.pair()
             self._socket.settimeout(SEND_S)
-            with theirs:
+            with theirs, ExitStack() as sent:
+                setting = _file(sent, marshal.dumps(dict(self._setting)))
                 self._process = subprocess.Popen(
-                    [self._interpreter, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno()), str(int(self._confine))],
+                    [self._interpreter, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno()), str(setting)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), setting),
                     env={},
                     cwd="/",
                     start_new_session=True,
@@ -91,8 +134,19 @@ class Spawner:
         return self._socket
 
 
-def _descriptors(order: Job) -> list[int]:
-    return [order[f"{name}_fd"] for name in job.FDS]  # type: ignore[literal-required] # names of the same dictionary
+def _offered(spawner: socket.socket) -> Offer:
+    """Waits for the next offer. Raises OSError: ConnectionError at the spawner's end, TimeoutError, or its refusal."""
+    coming = select.poll()
+    coming.register(spawner, select.POLLIN)
+    if not coming.poll(0):
+        spawner.send(ASK)
+    message, fds, _, _ = socket.recv_fds(spawner, 16, 1, socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    if message.startswith(REFUSED):
+        number = int(message.removeprefix(REFUSED))
+        raise OSError(number, os.strerror(number))
+    return Offer(int(message), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0]))
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:

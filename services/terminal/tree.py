@@ -1,6 +1,6 @@
 """The processes below a process: finds them, measures them, kills them all (proc(5))."""
 # /proc is read by descriptors and names, a hundred times a second.
-# ruff: noqa: PTH116, PTH208
+# ruff: noqa: PTH208
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def _children(pid: int) -> list[int]:
     children: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
-            children += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+            children += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
     except (FileNotFoundError, ProcessLookupError):
         pass  # it ended meanwhile; what it left has moved up to the supervisor
     return children
@@ -38,17 +38,46 @@ def measure(pid: int) -> tuple[int, int, float]:
     Memory is what belongs to the process: anonymous, shared and swapped pages, not those of files.
     """
     try:
-        status = _read(f"/proc/{pid}/status")
-        times = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        status = read(f"/proc/{pid}/status")
+        times = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        threads = _field(status, (b"Threads:",))
+        if threads > 1 and not _memory_is_told(status):
+            status = read(f"/proc/{living(pid)}/status")
     except (FileNotFoundError, ProcessLookupError):
         return 0, 0, 0.0
-    return _field(status, (b"Threads:",)), _field(status, _PAGE_KIB) * 1024, sum(map(int, times[11:13])) / _TICKS_PER_S
+    return threads, _field(status, _PAGE_KIB) * 1024, sum(map(int, times[11:13])) / _TICKS_PER_S
+
+
+def living(pid: int) -> int:
+    """Returns the id to ask for what a process holds: when its first thread has ended, that of one that has not.
+
+    0 when all have. The kernel shows nothing of a process by the id of a thread that has ended. Raises OSError.
+    """
+    if not _ended(pid):
+        return pid
+    return next((thread for thread in map(int, os.listdir(f"/proc/{pid}/task")) if not _ended(thread)), 0)
+
+
+def _ended(thread: int) -> bool:
+    return read(f"/proc/{thread}/stat").rpartition(b")")[2].split(None, 1)[0] in (b"Z", b"X")
+
+
+def has_memory(pid: int) -> bool:
+    """Whether a process lives: one that is ending gives its memory back first."""
+    try:
+        return _memory_is_told(read(f"/proc/{pid}/status"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _memory_is_told(status: bytes) -> bool:
+    return b"\nRssAnon:" in status
 
 
 def proportional_bytes(pid: int) -> int | None:
     """Returns the memory of one process with shared pages divided among their sharers, None when it may not be read."""
     try:
-        return _field(_read(f"/proc/{pid}/smaps_rollup"), _PROPORTIONAL_KIB) * 1024
+        return _field(read(f"/proc/{living(pid)}/smaps_rollup"), _PROPORTIONAL_KIB) * 1024
     except (FileNotFoundError, ProcessLookupError):
         return 0
     except PermissionError:
@@ -59,29 +88,17 @@ def _field(text: bytes, names: tuple[bytes, ...]) -> int:
     return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(names))
 
 
-def _read(path: str) -> bytes:
+def read(path: str, most: int | None = None) -> bytes:
+    """Returns a file of /proc, or not much more than its first bytes. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        parts = []
-        while part := os.read(fd, 65536):
+        parts, length = [], 0
+        while (most is None or length < most) and (part := os.read(fd, 65536)):
             parts.append(part)
+            length += len(part)
         return b"".join(parts)
     finally:
         os.close(fd)
-
-
-def deleted_open_bytes(pids: list[int], device: int) -> int:
-    """Returns the disk space of files on a device that processes hold open though no folder names them any more."""
-    sizes: dict[int, int] = {}
-    for pid in pids:
-        try:
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                found = os.stat(f"/proc/{pid}/fd/{fd}")
-                if found.st_nlink == 0 and found.st_dev == device:
-                    sizes[found.st_ino] = found.st_blocks * 512
-        except OSError:
-            continue  # it ended or closed the file meanwhile, or hides itself: the docs say that this is not enforced
-    return sum(sizes.values())
 
 
 def kill(uid: int, confined: bool) -> None:

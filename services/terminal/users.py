@@ -2,16 +2,19 @@
 
 import errno
 import itertools
+import os
 import socket
 
-from services.terminal.policy import UIDS
+# Users nobody else hands out: https://systemd.io/UIDS-GIDS has 60706 to 61183 as unused, and they exist in a container
+# whose user namespace maps 65536 users.
+UIDS = range(60_706, 61_184)
 
 # In turn, because the last one lent is held for a moment after its command, and a try that fails is not free.
 _turns = itertools.cycle(UIDS)
 
 
-def lend() -> tuple[int, socket.socket] | None:
-    """Returns a user id and the lease on it, None when all are lent.
+def lend() -> tuple[int, socket.socket]:
+    """Returns a user id and the lease on it. Raises OSError, EUSERS when all are lent.
 
     The lease is a name among the abstract unix sockets: it falls back when the last process that holds the socket ends,
     however that happens, and it holds among all services that share the machine's network namespace.
@@ -27,4 +30,4 @@ def lend() -> tuple[int, socket.socket] | None:
                 raise
         else:
             return uid, lease
-    return None
+    raise OSError(errno.EUSERS, os.strerror(errno.EUSERS))

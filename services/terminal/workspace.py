@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from services.terminal import folders
-from services.terminal.policy import UIDS
+from services.terminal.users import UIDS
 
 OWN, KEPT, REMOVED = "command-", "kept-", "removed-"
 WORK, INPUTS = "work", "inputs"

@@ -5,7 +5,6 @@ attack aimed at (ground.py). Where the outside cannot see the harm, the attack p
 for nothing else.
 """
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,8 +34,9 @@ BROKEN = "attack-broken"
 # What Python attacks find: the ground's names as globals, the kernel's calls by number, and ways to tell what they got.
 # It makes those it reads from its input one after the other, each in a process and a folder of its own if there are
 # many. The proof is put together here, so that to print one's own environment or input proves nothing.
+MODULES = ("errno", "fcntl", "mmap", "resource", "select", "signal", "socket", "stat", "struct", "threading", "time")
 FRAME = f"""
-import ctypes, errno, fcntl, json, mmap, os, resource, select, signal, socket, stat, struct, sys, threading, time
+import ctypes, os, sys
 AARCH64 = os.uname().machine == "aarch64"
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -68,7 +68,8 @@ def children(count, action):
         if not os.fork():
             action(number)
             os._exit(0)
-def connect(address, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0):
+def connect(address, family=2, kind=1, protocol=0):
+    import socket
     with socket.socket(family, kind, protocol) as made:
         made.settimeout(1)
         made.connect(address)
@@ -83,7 +84,7 @@ def make(told, code):
         os.write(2, f"{{error}}\\n".encode())
     except Exception as error:
         say(f"{BROKEN} {{KEY_2}}{{KEY_1}} {{error!r}}")
-attacks = json.load(open(0, closefd=False))
+attacks = eval(open(0, closefd=False).read())
 if len(attacks) == 1:
     make(*attacks[0])
     sys.exit()
@@ -126,6 +127,11 @@ class Attack:
     work: bool = False  # not an attack: ordinary work, which must succeed
 
     @property
+    def slow(self) -> bool:
+        """Whether it mostly sleeps, or is ended by a limit: others can be made meanwhile."""
+        return self.heavy or "wall_time" in self.limits
+
+    @property
     def batched(self) -> bool:
         """Whether it may be made by the same command as others: nothing about it is special."""
         special = (self.script, self.argv, self.env, self.limits, self.inputs, self.sibling, self.heavy, self.alone)
@@ -145,8 +151,14 @@ def command(attacks: Sequence[Attack], told: Sequence[dict[str, Any]]) -> termin
         return terminal_pb2.Command(script=f"{begin}; {begin} >&2\n{first.code}", env={**names, **env})
     marks = [str(each["MARK"]) for each in told]
     work = [(each, attack.code) for each, attack in zip(told, attacks, strict=True)]
-    argv = (PYTHON, "-I", "-S", "-c", FRAME, *marks)
-    return terminal_pb2.Command(argv=argv, stdin=json.dumps(work).encode(), env=env, inputs=inputs)
+    argv = (PYTHON, "-I", "-S", "-c", _imports(attacks) + FRAME, *marks)
+    return terminal_pb2.Command(argv=argv, stdin=repr(work).encode(), env=env, inputs=inputs)
+
+
+def _imports(attacks: Sequence[Attack]) -> str:
+    """Returns what imports the modules that attacks name: to import all takes longer than most attacks."""
+    named = {word for attack in attacks for word in re.findall(r"\w+", attack.code)}
+    return "".join(f"import {module}\n" for module in MODULES if module in named)
 
 
 def outputs(stream: bytes, told: Sequence[dict[str, Any]]) -> list[bytes]:

@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[Attack, ...]] = {
     "work": work.ATTACKS,
 }
 AFTER = ("after_processes", "after_workspaces", "after_descriptors")  # what the whole campaign must not leave
-AT_ONCE, HEAVY_AT_ONCE = 10, 5
+AT_ONCE, SLOW_AT_ONCE = 4, 6
 BATCH = 12
 QUIET_S = 5.0
 SETTLED = 6  # looks that agree
@@ -77,10 +77,10 @@ async def _run(terminal: Terminal, attacks: Sequence[Attack]) -> Verdicts:
 
 async def make_all(terminal: Terminal, stub: Any, attacks: Sequence[Attack]) -> Verdicts:
     """Makes attacks that do not disturb each other, as many at once as the machine bears."""
-    turns, heavy = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(HEAVY_AT_ONCE)
+    turns, slow = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(SLOW_AT_ONCE)
 
     async def one(batch: Sequence[Attack]) -> Verdicts:
-        async with heavy if batch[0].heavy else contextlib.nullcontext(), turns:
+        async with slow if batch[0].slow else turns:
             return await _verdicts(terminal, stub, batch)
 
     return {
@@ -89,9 +89,8 @@ async def make_all(terminal: Terminal, stub: Any, attacks: Sequence[Attack]) -> 
 
 
 def _batches(attacks: Sequence[Attack]) -> Iterator[Sequence[Attack]]:
-    """Returns what is made at once: first what sleeps most of its time, at last the batches."""
-    single = [attack for attack in attacks if not attack.batched]
-    yield from ([attack] for attack in sorted(single, key=lambda attack: not attack.heavy))
+    """Returns what is made at once, at last the batches."""
+    yield from ([attack] for attack in attacks if not attack.batched)
     batched = [attack for attack in attacks if attack.batched]
     yield from (batched[at : at + BATCH] for at in range(0, len(batched), BATCH))
 
@@ -100,7 +99,8 @@ async def _verdicts(terminal: Terminal, stub: Any, attacks: Sequence[Attack]) ->
     async with made(terminal, stub, *attacks) as scenes:
         left = scenes[0].marked()
         verdicts = {scene.attack.name: _verdict(scene, left) for scene in scenes}
-        scenes[0].end_what_is_left()
+        if left:
+            scenes[0].end_what_is_left()
         return verdicts
 
 

@@ -45,19 +45,6 @@ GAPS = (
         tiers=("standard",),
     ),
     Gap(
-        ("disk_entries_burst",),
-        "Entries of the workspace are counted every 200 ms: more can be made and removed between two looks.",
-    ),
-    Gap(
-        ("disk_deleted_mapped", "disk_deleted_in_transit"),
-        "Deleted files are counted where they are open: not those that are only mapped, or in a socket's buffer.",
-    ),
-    Gap(
-        ("disk_deleted_hidden",),
-        "A process can hide its descriptors from others of its user, and with them the deleted files it holds.",
-        same_user=True,
-    ),
-    Gap(
         ("memory_socket_buffers", "memory_pipes"),
         "What waits in sockets and pipes is the kernel's memory and no process's: only a control group counts it.",
     ),

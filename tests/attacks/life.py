@@ -117,7 +117,7 @@ def no_zombies(scene: Scene) -> str:
 
 ATTACKS = (
     *(Attack(f"leaves_{name}", code, check=soon) for name, code in LEAVES.items()),
-    *(Attack(f"delays_{name}", code, limits={"wall_time": 0.6}, check=killed) for name, code in DELAYS.items()),
+    *(Attack(f"delays_{name}", code, limits={"wall_time": 1}, check=killed) for name, code in DELAYS.items()),
     Attack("zombies", ZOMBIES, alone=True, check=no_zombies),
     Attack("abandoned", ABANDONED, cancel=True),
     Attack("unremovable_workspace", UNREMOVABLE, check=soon),

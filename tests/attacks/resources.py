@@ -25,8 +25,11 @@ DOUBLING = """
 signal.alarm(4)
 for _ in range(8):
     os.fork()
+with open('alive', 'ab') as file:
+    file.write(b'1')
 time.sleep(0.7)
-proof('all alive')
+if os.path.getsize('alive') > 200:
+    proof('all alive')
 """
 SHELL_BOMB = """
 bomb() { [ $1 -gt 0 ] || { sleep 1; echo $KEY_2$KEY_1; return; }; bomb $(($1 - 1)) | bomb $(($1 - 1)) & }
@@ -69,6 +72,13 @@ for folder in ('/dev/shm', '/tmp', '/var/tmp', '/run', '/dev', '/run/user', '/de
         pass
 if written < {GOAL_MIB} << 20:
     raise OSError(f'only {{written}} written')""",
+    "of_dead_leader": f"""
+def go():
+    time.sleep(0.2)
+    globals()['held'] = bytearray({GOAL_MIB} << 20)
+    time.sleep({HOLD_S}); proof('held'); os._exit(0)
+threading.Thread(target=go).start()
+libc.syscall((60, 93)[AARCH64], 0)""",
     "posix_queue": "held = [call((240, 180), f'q{n}'.encode(), 0o102, 0o600, 0) for n in range(50)]",
     "pages_of_tables": """
 held = mmap.mmap(-1, 1 << 46, flags=mmap.MAP_PRIVATE | 0x4000)
@@ -118,6 +128,18 @@ while total < {GOAL_MIB} << 20:
     if not part: raise OSError(f'only {{total}}')
     total += struct.unpack('q', part)[0]""",
 }
+# mmap.mmap would keep a descriptor.
+MAP = """
+def mapped(n, size, length, access, kind, longer=0):
+    with open(str(n), 'w+b', 0) as file:
+        file.write(bytes(size)); os.unlink(str(n))
+        at = libc.mmap(None, ctypes.c_size_t(length), access, kind, file.fileno(), ctypes.c_long(0))
+        assert at != -1
+        file.write(bytes(longer))
+"""
+THREAD = """
+held = []
+def go():"""
 DISK = {
     "one_file": "fd = os.open('f', os.O_CREAT | os.O_WRONLY)\nfor _ in range(20): os.write(fd, bytes(1 << 20))",
     "one_sparse": "os.truncate(os.open('f', os.O_CREAT | os.O_WRONLY), 1 << 30)",
@@ -145,12 +167,88 @@ one, other = socket.socketpair()
 for n in range(16):
     with open(str(n), 'w+b', 0) as file:
         file.write(bytes(3 << 20)); socket.send_fds(one, [b'x'], [file.fileno()]); os.unlink(str(n))""",
+    "deleted_mapped_in_part": f"""{MAP}
+for n in range(16): mapped(n, 3 << 20, 4096, 3, 1)""",
+    "deleted_mapped_privately": f"""{MAP}
+for n in range(16): mapped(n, 3 << 20, 3 << 20, 1, 2)""",
+    "deleted_mapped_then_longer": f"""{MAP}
+for n in range(16): mapped(n, 4096, 4096, 3, 1, longer=3 << 20)""",
+    "deleted_mapped_small": f"""{MAP}
+for n in range(700): mapped(n, 64 << 10, 64 << 10, 3, 1)""",
+    "deleted_mapped_below": f"""{MAP}
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for n in range(16): mapped(n, 3 << 20, 3 << 20, 3, 1)
+        time.sleep(3)
+    os._exit(0)
+time.sleep(0.5)""",
+    "deleted_executed": """
+program = open('/bin/sleep', 'rb').read()
+for n in range(16):
+    with open(str(n), 'wb', 0) as file: file.write(program + bytes(3 << 20)); os.fchmod(file.fileno(), 0o700)
+    if os.fork() == 0: os.execv(str(n), ['sleep', '3'])
+    time.sleep(0.02); os.unlink(str(n))""",
+    "deleted_of_thread": f"""{THREAD}
+    call(436, 2000, 2001, 2)  # its descriptors are no longer those of the process
+    held.extend(os.open('.', os.O_TMPFILE | os.O_RDWR) for n in range(16))
+    for fd in held: os.write(fd, bytes(3 << 20))
+    time.sleep(0.7); proof('held'); os._exit(0)
+threading.Thread(target=go).start()
+time.sleep(3); os._exit(0)""",
+    "deleted_of_thread_made_so": """
+stack = ctypes.create_string_buffer(1 << 16)  # CLONE_VM, SIGHAND and THREAD, without FILES; it must not come to run
+if AARCH64 or libc.clone(ctypes.cast(libc.pause, ctypes.c_void_p), ctypes.byref(stack, 1 << 15), 0x10900, 0) < 0:
+    raise OSError(ctypes.get_errno(), 'clone')""",
+    "deleted_of_dead_leader": f"""{THREAD}
+    held.extend(os.open('.', os.O_TMPFILE | os.O_RDWR) for n in range(16))
+    for fd in held: os.write(fd, bytes(3 << 20))
+    time.sleep(0.7); proof('held'); os._exit(0)
+threading.Thread(target=go).start()
+libc.syscall((60, 93)[AARCH64], 0)""",
+    "deleted_sent_many": """
+import array
+one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+class Header(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_size_t) for n in 'name namelen iov iovlen control controllen flags sent'.split()]
+byte = ctypes.create_string_buffer(1)
+iov = struct.pack('QQ', ctypes.addressof(byte), 1)
+for n in range(16):
+    with open(str(n), 'w+b', 0) as file:
+        file.write(bytes(3 << 20)); os.unlink(str(n))
+        rights = struct.pack('QiiQ', 20, 1, 1, file.fileno())
+        call((307, 269), one.fileno(), ctypes.byref(Header(0, 0, ctypes.cast(iov, ctypes.c_void_p).value, 1,
+            ctypes.cast(rights, ctypes.c_void_p).value, 24, 0, 0)), 1, 0)""",
+    "deleted_hidden_below": """
+libc.prctl(4, 0, 0, 0, 0)
+if os.fork() == 0:
+    libc.prctl(4, 0, 0, 0, 0)
+    held = [os.open('.', os.O_TMPFILE | os.O_RDWR) for n in range(16)]
+    for fd in held: os.write(fd, bytes(3 << 20))
+    time.sleep(3); os._exit(0)
+time.sleep(0.5)""",
     "entries": "for n in range(4000): os.close(os.open(str(n), os.O_CREAT))",
     "folders": "for n in range(4000): os.mkdir(str(n))",
     "links": "open('f', 'w')\nfor n in range(4000): os.link('f', str(n))",
     "deep_folders": "for n in range(3000): os.mkdir('d'); os.chdir('d')",
     "closed_folder": "os.mkdir('d'); [open(f'd/{n}', 'wb').write(bytes(3 << 20)) for n in range(16)]; os.chmod('d', 0)",
 }
+# Each process gives what it holds to the next and ends: a look may find none of them.
+RELAYED = """
+if os.fork():
+    time.sleep(3); os._exit(0)
+held = [os.open('.', os.O_TMPFILE | os.O_RDWR) for n in range(16)]
+for fd in held: os.write(fd, bytes(3 << 20))
+end = time.monotonic() + 1.5
+while time.monotonic() < end: os.fork() and os._exit(0)
+proof('held')
+"""
+# A program that may be executed and not read hides what it holds from its own user.
+UNREADABLE = """
+cp /bin/sh s; chmod 111 s; mkfifo p; (sleep 2; echo > p) &
+exec ./s -c 'for n in 3 4 5 6 7; do eval "exec $n>f$n"; printf %3900000d 0 >&$n; rm f$n; done
+read x < p; echo $KEY_2$KEY_1'
+"""
 ENTRIES_BURST = """
 names = [str(n) for n in range(10000)]
 for name in names: os.close(os.open(name, os.O_CREAT))
@@ -197,6 +295,8 @@ ATTACKS = (
     Attack("shell_bomb", SHELL_BOMB, script=True, heavy=True),
     *(Attack(f"memory_{name}", NOT_FOR_EVER + code + HELD, heavy=True) for name, code in MEMORY.items()),
     *(Attack(f"disk_{name}", NOT_FOR_EVER + code + HELD, heavy=True) for name, code in DISK.items()),
+    Attack("disk_deleted_relayed", RELAYED, heavy=True),
+    Attack("disk_deleted_unreadable", UNREADABLE, script=True, heavy=True),
     Attack("disk_entries_burst", ENTRIES_BURST, heavy=True),
     *(
         Attack(

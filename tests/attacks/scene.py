@@ -96,12 +96,18 @@ class Scene:
 
 
 def with_argument(text: str) -> list[int]:
-    """Returns the processes whose command line holds a text."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if text.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+    """Returns the processes whose command line holds a text. Looks at all there are, several times an attack."""
+    wanted, found = text.encode(), []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all that is wanted
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                fd = os.open(f"/proc/{name}/cmdline", os.O_RDONLY)
+                try:
+                    told = b"".join(iter(lambda fd=fd: os.read(fd, 65536), b""))
+                finally:
+                    os.close(fd)
+                if wanted in told:
+                    found.append(int(name))
     return found
 
 
