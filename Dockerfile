@@ -7,7 +7,7 @@ RUN python -m venv /opt/venv \
 FROM python:3.11-slim
 # Volumes mounted over these folders take their owner from here.
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin conductor \
- && install -d -o conductor -g conductor -m 0700 /data /workspaces \
+ && install -d -o conductor -g conductor -m 0700 /data /workspaces /research \
  && install -d -o conductor -g conductor -m 0755 /reports
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app

@@ -10,19 +10,25 @@ IMAGE := gen/conductor.pb\#format=binpb
 REPLICAS ?= 1
 WORKERS ?= 1
 ARGS ?=
+EXTRAS ?=
+JOBS ?= 2
 
 .PHONY: help setup setup-dev gen format check breaking test test-all up down demo bench eval-research chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.setup ## Install what running needs into .venv (again only when the lock changed)
+setup: .venv/.setup $(if $(EXTRAS),.venv/.setup-extras) ## Install what running needs into .venv; EXTRAS=1: meaning, re-ranking, models too
 
 setup-dev: .venv/.setup-dev ## Install what developing needs as well
 
 .venv/.setup: requirements.lock pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.setup-extras: requirements-extras.lock .venv/.setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-extras.lock
 	@touch $@
 
 .venv/.setup-dev: requirements-dev.lock .venv/.setup
@@ -68,8 +74,9 @@ breaking: setup-dev
 	echo "buf breaking against $$base"; \
 	git show "$$base:gen/conductor.pb" | $(BIN)/buf breaking '$(IMAGE)' --against '-#format=binpb'
 
-test: setup-dev ## Run all tests
-	$(BIN)/pytest -q
+# A file of tests stays with one worker: what it starts it shares. More workers than processors would starve what is timed.
+test: setup-dev ## Run all tests; [JOBS=4] files at once
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 test-all: test ## The same; nothing is left out of `test`
 

@@ -9,6 +9,7 @@ would, and stops everything again. Exits 1 with the reason when anything is not 
 import asyncio
 import json
 import shutil
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -145,12 +146,22 @@ def walk_project(edge: Edge, watcher: Watcher) -> None:
         print(f"    {stage['stage_id']:<20} {stage['status']}")
 
 
-def demonstrate(url: str) -> None:
+def verify(url: str, researcher: str, report: str) -> None:
+    """Has the sources of a report read again: every quote must still stand there."""
+    edge = url.removeprefix("http://")
+    command = ["conductor", "verify", Path(report).stem, "--target", edge, "--researcher", researcher]
+    print(f"\n$ {' '.join(command)}")
+    done = subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], check=False)
+    expect(done.returncode, 0, "the exit code of conductor verify")
+
+
+def demonstrate(url: str, researcher: str) -> None:
     edge = Edge(url)
     watcher = Watcher(edge)
     research = execute(edge, watcher, QUESTION)
-    if "### Finding 1" not in (ROOT / research).read_text():
+    if "Citation 1" not in (ROOT / research).read_text():
         raise Unexpected(f"{research} quotes no source")
+    verify(url, researcher, research)
     commands = [{"argv": ["uname", "-sr"]}, {"script": "seq 1 5 | awk '{s += $1} END {print s}'"}]
     ran = execute(edge, watcher, "Which kernel is this?", capabilities=["CAPABILITY_TERMINAL"], commands=commands)
     walk_project(edge, watcher)
@@ -163,7 +174,7 @@ async def run() -> None:
     environ = {"RESEARCHER_ROOTS": str(ROOT / "docs"), "REPORT_WRITER_ROOT": str(REPORTS)}
     print("Starting four services and Envoy …")
     async with Stack(RUN_DIR, environ=environ) as stack:
-        await asyncio.to_thread(demonstrate, stack.url)
+        await asyncio.to_thread(demonstrate, stack.url, stack.addresses["researcher"])
     print("Everything is stopped again.")
 
 

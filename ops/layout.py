@@ -21,6 +21,7 @@ from services.common.config import (
     ConductorSettings,
     ConfigError,
     ReportWriterSettings,
+    ResearcherSettings,
     TerminalSettings,
     load,
 )
@@ -109,6 +110,7 @@ def from_environment(
         f"CONDUCTOR_{kind.upper()}": target(LISTEN[kind], [dial(addresses[name]) for name in size.names(kind)])
         for kind in WORKERS
     }
+    targets["RESEARCHER_REPORTS"] = str(load(ReportWriterSettings, environ).root)
     own = _own(environ, size, addresses)
     return Layout(addresses, _folders(environ, size, own), {**targets, **environ}, own)
 
@@ -125,6 +127,7 @@ def isolated(run_dir: Path, environ: Mapping[str, str], overrides: Mapping[str, 
         # Not below run_dir: other users must be able to reach what they run in.
         "TERMINAL_WORKSPACES": str(Path(tempfile.gettempdir(), f"conductor-workspaces-{secrets.token_hex(8)}")),
         "REPORT_WRITER_ROOT": str(run_dir / "reports"),
+        "RESEARCHER_HOME": str(run_dir / "researcher"),
     }
     further = [name for kind in SERVICES for name in size.names(kind)[1:]]
     free = [f"127.0.0.1:{port}" for port in free_ports(len(LISTEN) + len(further))]
@@ -177,6 +180,7 @@ def _folders(environ: Mapping[str, str], size: Size, own: Mapping[str, Mapping[s
         for name in size.names("terminal")
     ]
     folders.append(("REPORT_WRITER_ROOT", load(ReportWriterSettings, environ).root))
+    folders.append(("RESEARCHER_HOME", load(ResearcherSettings, environ).home))
     store = load(ConductorSettings, environ).store
     if size.postgres or not isinstance(store, Path):
         return folders

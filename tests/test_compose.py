@@ -121,10 +121,10 @@ def test_the_heap_the_edge_may_use_fits_into_its_container() -> None:
     assert heap < 1024**3
 
 
-def test_only_the_report_writer_has_the_reports_and_only_conductor_the_log() -> None:
+def test_only_the_report_writer_writes_reports_and_only_conductor_the_log() -> None:
     writable = {name: {m.split(":")[0] for m in mounts(name) if not m.endswith(":ro")} for name in CONTAINERS}
     assert writable == {
-        "researcher": set(),
+        "researcher": {"research"},
         "terminal": set(),
         "report_writer": {"reports"},
         "conductor": {"data"},
@@ -132,6 +132,10 @@ def test_only_the_report_writer_has_the_reports_and_only_conductor_the_log() -> 
         "envoy": set(),
     }
     assert environment("report_writer")["REPORT_WRITER_ROOT"] == "/reports"
+    assert environment("researcher")["RESEARCHER_REPORTS"] == "/reports" and "reports:/reports:ro" in mounts(
+        "researcher"
+    )
+    assert environment("researcher")["RESEARCHER_HOME"] == "/research"
     assert Path(environment("conductor")["CONDUCTOR_STORE"]).parent == Path("/data")
 
 

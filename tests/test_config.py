@@ -41,7 +41,7 @@ OTHERS = {
     "CONDUCTOR_KEEP_TASKS": (NUMBERS[0][1:], NUMBERS[1]),
     "TERMINAL_TIER": (["", "Best", " strong", "none", "weak"], "one of best, strong, standard, none-i-understand"),
 }
-FREE_TEXT = {"CONDUCTOR_INSTANCE", "RESEARCHER_ROOTS", "TERMINAL_WORKSPACES", "TERMINAL_POLICY"}
+FREE_TEXT = {"CONDUCTOR_INSTANCE", "RESEARCHER_ROOTS", "RESEARCHER_SOURCES", "TERMINAL_WORKSPACES", "TERMINAL_POLICY"}
 
 
 def expected(name: str, value: Any) -> tuple[list[str], str]:

@@ -13,8 +13,8 @@ import pytest
 from conductor.v1 import researcher_pb2
 
 from services.common.errors import Reason, Refusal
-from services.researcher.documents import Document, Original, Outline, Text
-from services.researcher.index import collection, store, update
+from services.researcher.documents import Document, Original, Outline, SourceKind, Text
+from services.researcher.index import collection, lexical, store, update
 from services.researcher.index.memory import MemoryIndex
 from services.researcher.protocol import Inquiry, Limits
 from services.researcher.watch import Cancelled, OutOfTime, Watch
@@ -287,7 +287,7 @@ def test_time_that_runs_out_leaves_a_view(root: Path, tmp_path: Path) -> None:
 
 
 def test_limits_of_what_is_read_anew(root: Path, tmp_path: Path) -> None:
-    paths = write_corpus(root, 10)
+    paths = write_corpus(root, 10, words=20)
     with folder_source(root, tmp_path / "home") as source:
         view, notes = opened(source, limits=Limits(4, 10**9, 0))
         assert (view.documents, view.complete) == (4, False) and "max_documents" in notes.spent
@@ -326,7 +326,7 @@ def _damage(folder: Path, damage: str) -> None:
         import apsw
 
         database = apsw.Connection(str(folder / "catalogue.db"))
-        database.execute("update facts set value = 99 where name = 'format'")
+        database.execute("update facts set value = '99/1' where name = 'form'")
         database.close()
     elif damage == "no words":
         shutil.rmtree(words)
@@ -504,6 +504,29 @@ def test_a_time_limit_of_indexing_is_told(root: Path, tmp_path: Path) -> None:
     write_corpus(root, 3)
     with folder_source(root, tmp_path / "home") as source, pytest.raises(OutOfTime):
         source.index(Watch(1e-9), lambda told: None)
+
+
+def test_a_source_that_becomes_another_kind_is_indexed_anew(root: Path, tmp_path: Path) -> None:
+    write_corpus(root, 3)
+    for kind in (SourceKind.SOURCE_KIND_FOLDER, SourceKind.SOURCE_KIND_REPORTS):
+        with folder_source(root, tmp_path / "home", kind=kind) as source:
+            view, notes = opened(source)
+            assert len(notes.documents) == view.documents == 3
+            view.close()
+
+
+def test_of_many_passages_only_the_nearest_are_scored(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(root, 300)
+    question = "own1x7 word5 word70 word123 document"
+    with folder_source(root, tmp_path / "home") as source:
+        all_ = uris(source, question, limit=60)
+        monkeypatch.setattr(lexical, "SCANNED", 10)
+        assert uris(source, question, limit=60)[:10] == all_[:10]
+        view, _ = opened(source, "part0")
+        assert {each.document.uri.split("/")[1] for each in found(view, question, 60)} == {"part0"}
+        view.close()
 
 
 # In memory

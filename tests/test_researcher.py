@@ -63,6 +63,9 @@ PAGE = """\
 <p>Biocide is dosed twice a week to keep legionella below one hundred units in each millilitre of basin water.</p>
 <p style="display:none">Biocide secretalpha dosing.</p><p hidden>Biocide secretbravo dosing.</p>
 <p aria-hidden="true">Biocide secretcharlie dosing.</p><p class="ghost">Biocide secretdelta dosing.</p>
+<div style="position:absolute;left:-9999px">Biocide secretjuliet dosing.</div>
+<p style="height:0; overflow: hidden">Biocide secretkilo dosing.</p><p style="clip:rect(0,0,0,0)">Biocide secretlima</p>
+<p style="color: transparent">Biocide secretmike dosing.</p><p style="text-indent:-999em">Biocide secretnovember</p>
 <script>var biocide = "secretecho";</script><style>/* biocide secretfoxtrot */</style>
 <template><p>Biocide secretgolf dosing.</p></template><!-- biocide secrethotel --><noscript>secretindia</noscript>
 </body></html>
@@ -514,6 +517,7 @@ async def test_hidden_text_of_a_page_is_no_evidence(serve: Serve) -> None:
     assert (best.title, list(best.locator.heading_path)) == ("Cooling tower", ["Cooling tower", "Water treatment"])
     assert check_quotes(client.root, result)
     letters = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india")
+    letters += ("juliet", "kilo", "lima", "mike", "november")
     secret = [f"secret{letter}" for letter in letters]
     result = await client.ask(" ".join(secret))
     assert set(gaps(result, Kind.GAP_KIND_TERM_ABSENT)) == set(secret)

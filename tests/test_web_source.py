@@ -143,11 +143,13 @@ def test_what_goes_wrong_is_told_and_the_rest_is_read(server: Server, tmp_path: 
 
 
 def test_one_page_under_several_addresses_counts_once(server: Server, tmp_path: Path, parsers: Parsers) -> None:
-    def late(asked: Asked) -> None:
-        asked.over.wait(0.3)
-        answer(PUMP)(asked)
+    page = answer("The pump runs at 42 bar.", kind="text/plain")
 
-    server.acts |= {"/a": late, "/b": redirect("/a"), "/copy": answer(PUMP)}
+    def late(asked: Asked) -> None:
+        asked.over.wait(0.5)
+        page(asked)
+
+    server.acts |= {"/a": late, "/b": redirect("/a"), "/copy": page}
     names(server, "/a", "/copy", "/b", "/a")
     view = source(server, tmp_path, parsers).open(inquiry(), watch(), Recorded())
     assert view.documents == 1

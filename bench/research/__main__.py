@@ -71,8 +71,9 @@ def _retrieval(built: Built, home: Path, halves: Sequence[str]) -> None:
     reader, meaning = reranker(), encoder()
     with indexed(built.folder, home / "words") as index:
         texts = passages(index.catalogue)
+        characters = sum(map(len, texts)) / 1e6
         print(
-            f"{index.view.documents} documents, {len(texts)} passages, {sum(map(len, texts)) / 1e6:.0f} million characters:"
+            f"{index.view.documents} documents, {len(texts)} passages, {characters:.0f} million characters:"
             f" {index.cpu:.1f} CPU s with extraction, {index.wall:.1f} s, {index.bytes / MIB:.0f} MiB on disk,"
             f" {len(index.missed)} unreadable"
         )

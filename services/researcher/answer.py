@@ -143,13 +143,17 @@ def _ease(words: int) -> float:
 def _windows(
     units: Sequence[Unit], above: frozenset[str], weights: Mapping[str, float]
 ) -> Iterator[tuple[int, int, int, float, int]]:
-    """Yields (first, last, words, coverage, blocks crossed) of the runs within one section that begin with a term."""
+    """Yields (first, last, words, coverage, blocks crossed) of the runs within one section.
+
+    They begin with a unit that holds a term, unless the terms stand in the headings alone.
+    """
     total = sum(weights.values())
+    anywhere = all(unit.heading or weights.keys().isdisjoint(unit.stems) for unit in units)
     for first, unit in enumerate(units):
         if unit.heading:
             above = above | unit.stems
             continue
-        if weights.keys().isdisjoint(unit.stems):
+        if not anywhere and weights.keys().isdisjoint(unit.stems):
             continue
         left = dict(weights)  # of the terms that the run does not hold yet
         near = HEADING_SHARE * sum(left[stem] for stem in left.keys() & above)

@@ -1,18 +1,14 @@
 """What is there only when its extra is installed: `semantic` finds by meaning, `rerank` reads passages closely."""
 
-import importlib.util
-import logging
-
+from services.researcher import rerank, semantic
 from services.researcher.protocol import Encoder, Reranker
-
-log = logging.getLogger(__name__)
 
 
 def encoder() -> Encoder | None:
-    """Returns the encoder of the extra `semantic`; None when it is not installed."""
-    return None
+    """Returns the encoder of the extra `semantic`; None when it is not installed. Raises ConfigError: it is broken."""
+    return semantic.installed()
 
 
 def reranker() -> Reranker | None:
-    """Returns the re-ranker of the extra `rerank`; None when it is not installed."""
-    return None
+    """Returns the re-ranker of the extra `rerank`; None when it is not installed. Raises ConfigError: it is broken."""
+    return rerank.installed()

@@ -20,7 +20,8 @@ from conductor.v1 import researcher_pb2
 
 from services.common.errors import Reason, Refusal
 from services.researcher.documents import Kind, Original, SourceKind, Unreadable
-from services.researcher.extract.reading import Parsers, document, documents, supported
+from services.researcher.extract.reading import Parsers
+from services.researcher.formats import Documents, Formats
 from services.researcher.freshness import Changes
 from services.researcher.globs import matcher
 from services.researcher.index.collection import Collection
@@ -70,6 +71,7 @@ class FolderSource(Collection):
         home: where the index is kept.
         rescan: seconds after which it is walked without a sign of change.
         configured: by the operator, as `describe` says.
+        formats: which files belong to it, and what is in them; all documents that can be read when absent.
     """
 
     def __init__(
@@ -87,8 +89,11 @@ class FolderSource(Collection):
         encoder: Encoder | None = None,
         kind: SourceKind.ValueType = SourceKind.SOURCE_KIND_FOLDER,
         configured: bool = False,
+        formats: Formats | None = None,
     ) -> None:
-        origin = Folder(name, root, path, matcher(include, exclude), parsers, max_file_bytes, rescan)
+        origin = Folder(
+            name, root, path, matcher(include, exclude), formats or Documents(parsers), max_file_bytes, rescan
+        )
         about = researcher_pb2.Source(
             path=f"{root.label}/{path}" if path else root.label, include=include, exclude=exclude, configured=configured
         )
@@ -120,7 +125,7 @@ class Folder:
         root: Root,
         path: str,
         belongs: Callable[[str], bool],
-        parsers: Parsers,
+        formats: Formats,
         max_file_bytes: int,
         rescan: float,
     ) -> None:
@@ -128,7 +133,7 @@ class Folder:
         self._root = root
         self._base = PurePosixPath(path).parts
         self._belongs = belongs
-        self._parsers = parsers
+        self._formats = formats
         self._max_file_bytes = max_file_bytes
         self._rescan = rescan
         self._changes = Changes()
@@ -186,8 +191,7 @@ class Folder:
     def read(self, key: str, watch: Watch) -> Reading:
         """Reads a document. Raises Unreadable, OutOfTime, Cancelled."""
         data, info = self._bytes(key, watch)
-        name = _printable(key.rpartition("/")[2])
-        members = documents(name, data, self._parsers, watch)
+        members = self._formats.documents(_printable(key), data, watch)
         return Reading(hashlib.sha256(data).hexdigest(), len(data), _settled(info), members)
 
     def again(self, key: str, member: str, watch: Watch) -> Original:
@@ -195,7 +199,7 @@ class Folder:
         if not self._is_document(tuple(key.split("/"))):
             raise Unreadable("It is no document of this source.", lasting=False)
         data, _ = self._bytes(key, watch)
-        text = document(_printable(key.rpartition("/")[2]), member, data, self._parsers, watch)
+        text = self._formats.document(_printable(key), member, data, watch)
         return Original(text, hashlib.sha256(data).hexdigest())
 
     def close(self) -> None:
@@ -230,7 +234,7 @@ class Folder:
         return (whole and stat.S_ISDIR(info.st_mode)) or (stat.S_ISREG(info.st_mode) and self._is_document(parts))
 
     def _is_document(self, parts: tuple[str, ...]) -> bool:
-        return supported(parts[-1]) and self._belongs("/".join(parts))
+        return self._formats.supported(parts[-1]) and self._belongs("/".join(parts))
 
     @contextmanager
     def _opened(self, parts: Sequence[str]) -> Iterator[int]:

@@ -16,8 +16,11 @@ from services.common.errors import Reason, Refusal
 from services.researcher.documents import SourceKind
 from services.researcher.extract.parsers import Parsers
 from services.researcher.folder import FolderSource, Root, label_roots
+from services.researcher.formats import Documents, Formats
 from services.researcher.protocol import Encoder, Indexed, Source
+from services.researcher.reports import Reports
 from services.researcher.research import Chosen, Question
+from services.researcher.tables.formats import Tables
 from services.researcher.web.settings import web_source
 
 WEB = "web"  # name of the web as a source
@@ -27,6 +30,7 @@ ADDRESSES = ("http://", "https://")
 KINDS: Mapping[str, SourceKind.ValueType] = {
     "folder": SourceKind.SOURCE_KIND_FOLDER,
     "reports": SourceKind.SOURCE_KIND_REPORTS,
+    "tables": SourceKind.SOURCE_KIND_TABLES,
 }
 # Searched only when they are asked for: what a report says was said before, and the web costs.
 ON_DEMAND = {SourceKind.SOURCE_KIND_REPORTS, SourceKind.SOURCE_KIND_WEB}
@@ -57,6 +61,13 @@ class Registry:
     ) -> None:
         self._settings = settings
         self._parsers = parsers
+        self._tables = Tables()
+        documents = Documents(parsers)
+        self._formats: Mapping[SourceKind.ValueType, Formats] = {
+            SourceKind.SOURCE_KIND_FOLDER: documents,
+            SourceKind.SOURCE_KIND_REPORTS: Reports(documents),
+            SourceKind.SOURCE_KIND_TABLES: self._tables,
+        }
         self._encoder = encoder
         self._roots = label_roots(settings.roots)
         self._added_folder = settings.home / "sources"
@@ -155,6 +166,7 @@ class Registry:
         for source in self.all():
             if hasattr(source, "close"):
                 source.close()
+        self._tables.close()
 
     # What is configured
 
@@ -190,7 +202,7 @@ class Registry:
         return FolderSource(
             name, root, path, include, exclude, home=settings.home, parsers=self._parsers,
             max_file_bytes=settings.max_file_bytes, rescan=settings.rescan, encoder=self._encoder, kind=kind,
-            configured=configured,
+            configured=configured, formats=self._formats[kind],
         )  # fmt: skip
 
     # What was added

@@ -50,8 +50,9 @@ class Watch:
     def until(self, share: float) -> "Watch":
         """Returns a watch with the same cancel that ends after a share of the time, so that some is left to answer."""
         earlier = Watch(self.wall_time)
+        earlier.started = self.started
         earlier._gone = self._gone
-        earlier._end = self.started + self.wall_time * share
+        earlier._end = min(self._end, self.started + self.wall_time * share)
         return earlier
 
     def elapsed(self) -> float:

@@ -21,7 +21,8 @@ async def run(stack: Stack, command: str) -> tuple[int, str]:
     """Runs one command of the README; returns its exit code and output."""
     there = command.replace(EDGE, stack.addresses["envoy"]).replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     there = there.replace("curl ", "curl -fsS --max-time 3 " if "curl -N" in command else "curl -fsS --max-time 60 ")
-    environ = {**os.environ, "CONDUCTOR_TARGET": stack.addresses["envoy"]}
+    addresses = {"CONDUCTOR_TARGET": stack.addresses["envoy"], "CONDUCTOR_RESEARCHER": stack.addresses["researcher"]}
+    environ = {**os.environ, **addresses}
     done = await asyncio.to_thread(
         subprocess.run, ["bash", "-c", there], capture_output=True, text=True, timeout=90, env=environ, check=False
     )
@@ -48,12 +49,14 @@ def test_the_readme_names_only_targets_that_make_has() -> None:
 
 async def test_every_command_of_the_readme_does_what_it_says(stack: Stack) -> None:
     assert len(commands()) >= 6
-    outputs = []
+    outputs: list[str] = []
+    shown = json.loads(next(text for kind, text in BLOCKS if kind == "json"))
     for command in commands():
+        if outputs:  # the id that was shown belongs to another day
+            command = command.replace(shown["task_id"], json.loads(outputs[0])["task_id"])
         code, output = await run(stack, command)
         assert code == 0 or (code == TIMED_OUT and "curl -N" in command), (command, output)
         outputs.append(output)
-    shown = json.loads(next(text for kind, text in BLOCKS if kind == "json"))
     answer = json.loads(outputs[0])
     assert answer.keys() == shown.keys() and answer["status"] == shown["status"]
     state = json.loads(next(output for output in reversed(outputs) if output.startswith("{")))

@@ -14,7 +14,7 @@ from services.researcher.extract.kinds import PLAIN, SUFFIXES, kind, supported
 from services.researcher.extract.parsers import ParserDied, Parsers
 from services.researcher.watch import Watch
 
-__all__ = ["SUFFIXES", "Parsers", "document", "documents", "supported"]
+__all__ = ["SUFFIXES", "Parsers", "document", "documents", "only", "parsed", "supported"]
 
 MAX_DEATHS = 8  # of parsers over one file; an archive of many bombs is not read to its end
 _GARBAGE = "Its parser answered with what is no answer; it may have been taken over."
@@ -39,18 +39,19 @@ def documents(name: str, data: bytes, parsers: Parsers, watch: Watch) -> Iterato
     elif what in PLAIN:
         yield "", _plain(name, what, data, watch)
     else:
-        yield from _parsed(name, None, data, parsers, watch)
+        yield from parsed(name, None, data, parsers, watch)
 
 
 def document(name: str, member: str, data: bytes, parsers: Parsers, watch: Watch) -> Text:
     """Returns the text of one member, as `documents` gave it. Raises Unreadable, Cancelled, OutOfTime."""
     if kind(name) in PLAIN or not kind(name):
         found = next(documents(name, data, parsers, watch))
-        return _only(iter([found]), member)
-    return _only(_parsed(name, member, data, parsers, watch), member)
+        return only(iter([found]), member)
+    return only(parsed(name, member, data, parsers, watch), member)
 
 
-def _only(found: Iterator[Found], member: str) -> Text:
+def only(found: Iterator[Found], member: str) -> Text:
+    """Returns the text of one member among what a file holds. Raises Unreadable."""
     problem = Unreadable(f"It has no member {member!r} any more." if member else "It holds no text.")
     text: Text | None = None
     for name, each in found:  # to the end, so that the parser is free again
@@ -70,7 +71,8 @@ def _plain(path: str, what: str, data: bytes, watch: Watch) -> Text | Unreadable
         return problem
 
 
-def _parsed(name: str, wanted: str | None, data: bytes, parsers: Parsers, watch: Watch) -> Iterator[Found]:
+def parsed(name: str, wanted: str | None, data: bytes, parsers: Parsers, watch: Watch) -> Iterator[Found]:
+    """Yields what a parser process makes of a file, checked; of one member when it is named. Raises as `documents`."""
     progress = _Progress()
     for _ in range(MAX_DEATHS):
         try:

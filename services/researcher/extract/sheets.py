@@ -7,9 +7,11 @@ white text without a fill.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import TypeAlias
 
 from services.researcher.extract.ooxml import Package, on, walk
 from services.researcher.extract.parts import Bounds, Broken, Exhausted, Items, Page, Trouble
@@ -23,6 +25,9 @@ _PERCENTS = {9: 0, 10: 2}
 _QUOTED = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]')
 _DIGITS = "0123456789"
 _MAX_COLUMN = 16_384
+
+# Takes the number of a row, its cells by column from 1, and whether all of them are words.
+Take: TypeAlias = Callable[[int, dict[int, str], bool], None]
 
 
 @dataclass(slots=True)
@@ -129,13 +134,12 @@ class _Full(Exception):
 
 
 class _Sheet:
-    """Takes in the elements of one sheet and writes its rows."""
+    """Takes in the elements of one sheet and hands on its rows."""
 
-    def __init__(self, name: str, book: _Book, strings: list[str], formats: _Formats, page: Page, left: _Left) -> None:
-        self._name, self._epoch, self._strings, self._formats = name, book.epoch, strings, formats
-        self._page, self._left = page, left
+    def __init__(self, epoch: datetime, strings: list[str], formats: _Formats, take: Take, left: _Left) -> None:
+        self._epoch, self._strings, self._formats = epoch, strings, formats
+        self._take, self._left = take, left
         self._hidden: list[tuple[int, int]] = []  # columns
-        self._names: dict[int, str] = {}
         self._row = self._column = 0
         self._row_hidden = False
         self._cells: dict[int, str] = {}
@@ -143,7 +147,6 @@ class _Sheet:
         self._kind, self._style = "n", 0
         self._value: list[str] = []
         self._reading = self._phonetic = False
-        self._begun = False
 
     def start(self, tag: str, given: dict[str, str]) -> None:
         if tag in ("s:v", "s:t"):
@@ -207,23 +210,34 @@ class _Sheet:
         return "" if self._kind == "e" else value
 
     def _end_row(self) -> None:
-        if not self._cells:
-            return
+        if self._cells:
+            self._take(self._row, self._cells, self._words)
+
+
+class _Lines:
+    """Writes the rows of one sheet onto a page."""
+
+    def __init__(self, name: str, page: Page) -> None:
+        self._name, self._page = name, page
+        self._names: dict[int, str] = {}
+        self._begun = False
+
+    def take(self, row: int, cells: dict[int, str], words: bool) -> None:
         if not self._begun:
             self._begun = True
             self._page.place(sheet=self._name)
             self._page.heading(self._name, 1)
             self._page.add("\n\n")
-        columns = sorted(self._cells)
-        cells = f"{_letters(columns[0])}{self._row}:{_letters(columns[-1])}{self._row}"
-        self._page.place(sheet=self._name, row=self._row, cells=cells)
-        self._page.add(" | ".join(self._named(column) for column in columns) + "\n")
-        if not self._names and self._words and len(columns) > 1:
-            self._names = {column: self._cells[column][:MAX_COLUMN_NAME] for column in columns}
+        columns = sorted(cells)
+        place = f"{letters(columns[0])}{row}:{letters(columns[-1])}{row}"
+        self._page.place(sheet=self._name, row=row, cells=place)
+        self._page.add(" | ".join(self._named(column, cells[column]) for column in columns) + "\n")
+        if not self._names and words and len(columns) > 1:
+            self._names = {column: cells[column][:MAX_COLUMN_NAME] for column in columns}
 
-    def _named(self, column: int) -> str:
+    def _named(self, column: int, value: str) -> str:
         name = self._names.get(column)
-        return f"{name}: {self._cells[column]}" if name else self._cells[column]
+        return f"{name}: {value}" if name else value
 
     def finish(self) -> None:
         """Ends the sheet with an empty line."""
@@ -233,6 +247,28 @@ class _Sheet:
 
 def read(data: bytes, bounds: Bounds) -> Items:
     """Yields the rows of the sheets that are shown. Raises Broken."""
+    page = Page()
+    sheets: list[_Lines] = []
+
+    def begin(name: str) -> Take:
+        if sheets:
+            sheets[-1].finish()
+        sheets.append(_Lines(name, page))
+        return sheets[-1].take
+
+    title, lost = book(data, bounds, begin)
+    if sheets:
+        sheets[-1].finish()
+    yield page.part(title)
+    if lost:
+        yield Trouble("", lost, truncated=True)
+
+
+def book(data: bytes, bounds: Bounds, begin: Callable[[str], Take]) -> tuple[str, str]:
+    """Gives every row of the sheets that are shown to what `begin` returns for the sheet's name. Raises Broken.
+
+    Returns the workbook's title, and a sentence on what could not be read, "" when all could.
+    """
     package = Package(data, bounds)
     main = package.main()
     book, related = _Book(package.need(main)), package.related(main)
@@ -241,9 +277,9 @@ def read(data: bytes, bounds: Bounds) -> Items:
     formats = _Formats()
     if styles := package.get(parts.get("styles", "")):
         walk(styles, formats.start, formats.end)
-    page, left, lost = Page(), _Left(MAX_ROWS, MAX_CELLS), []
+    left, lost = _Left(MAX_ROWS, MAX_CELLS), []
     for name, identity in book.sheets:
-        sheet = _Sheet(name, book, strings, formats, page, left)
+        sheet = _Sheet(book.epoch, strings, formats, begin(name), left)
         try:
             walk(package.need(related.get(identity, ("", ""))[1]), sheet.start, sheet.end, sheet.chars)
         except _Full:
@@ -253,11 +289,7 @@ def read(data: bytes, bounds: Bounds) -> Items:
             raise
         except Broken as broken:
             lost.append(f"Sheet {name[:80]!r}: {broken}")
-        finally:
-            sheet.finish()
-    yield page.part(package.title())
-    if lost:
-        yield Trouble("", f"Not all of it could be read. {lost[0]}", truncated=True)
+    return package.title(), f"Not all of it could be read. {lost[0]}" if lost else ""
 
 
 @lru_cache(_MAX_COLUMN)
@@ -272,12 +304,13 @@ def _column(letters: str) -> int:
 
 
 @lru_cache(_MAX_COLUMN)
-def _letters(column: int) -> str:
-    letters = ""
+def letters(column: int) -> str:
+    """Returns the name of a column, counted from 1."""
+    name = ""
     while column > 0:
         column, rest = divmod(column - 1, 26)
-        letters = chr(65 + rest) + letters
-    return letters
+        name = chr(65 + rest) + name
+    return name
 
 
 def _date(value: str, epoch: datetime) -> str:

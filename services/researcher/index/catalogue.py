@@ -18,7 +18,7 @@ from services.researcher.index.lexical import places
 from services.researcher.index.origin import Stamp
 from services.researcher.index.words import above_text
 
-FORMAT: Final = 2  # of the files of an index; one of another format is built anew
+FORMAT: Final = 4  # raise it when the files of an index change, or what is made of documents: all are built anew
 PAGE_BYTES = 16_384  # a passage fits into a page
 _LAST: Final = b"\xff" * 256  # behind every key: a file's name has at most 255 bytes
 # Between the headings above a passage and those inside it, and between headings: control characters (ASCII GS, RS),
@@ -67,28 +67,31 @@ class Totals:
 class Catalogue:
     """One connection to the catalogue. Not thread-safe: who shares one holds a lock.
 
+    Args:
+        form: what a new catalogue is noted to be; one of another form is of no use.
+
     Raises apsw.Error: CorruptError and NotADBError for damage, FullError for a full disk.
     """
 
-    def __init__(self, path: Path, *, writes: bool) -> None:
+    def __init__(self, path: Path, form: str, *, writes: bool) -> None:
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE if writes else apsw.SQLITE_OPEN_READWRITE
         self.db = apsw.Connection(str(path), flags=flags)
         try:
             self.db.set_busy_timeout(BUSY_MS)
             if writes:
-                self._prepare()
+                self._prepare(form)
         except apsw.Error:
             self.db.close()
             raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, form: str) -> None:
         self.db.execute(f"pragma page_size = {PAGE_BYTES}")
         self.db.execute("pragma journal_mode = wal")
         self.db.execute("pragma synchronous = normal")  # after a power cut the last batch may be missing, nothing else
         if not self.db.execute("select count(*) from sqlite_schema").get:
             with self.db:
                 self.db.execute(_SCHEMA)
-                for name, value in (("format", FORMAT), ("id", secrets.token_hex(8)), ("next", 1)):
+                for name, value in (("form", form), ("id", secrets.token_hex(8)), ("next", 1)):
                     self.note(name, value)
                 for name in ("generation", "words", "buried"):
                     self.note(name, 0)

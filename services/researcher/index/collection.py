@@ -60,7 +60,7 @@ class Collection:
         self.kind = kind
         self._origin = origin
         self._about = about or researcher_pb2.Source()
-        self._store = Store(home, name)
+        self._store = Store(home, name, kind)
         self._kept = None if encoder is None else Kept(self._store.folder, encoder)
         self._turn = threading.Lock()  # held by the thread that syncs
         self._begun = self._ended = 0  # syncs of the whole that began; the newest of them that came to its end
@@ -194,7 +194,7 @@ class Collection:
             except (Damaged, apsw.CorruptError, apsw.NotADBError) as error:
                 if last:
                     raise OSError(f"the index is damaged again and again: {error}") from None
-                log.warning("the index of %s is damaged and is built anew: %s", self.name, error)
+                log.warning("the index of %s cannot be used and is built anew: %s", self.name, error)
                 self._suspect = True
             else:
                 if whole and outcome.complete:

@@ -49,9 +49,14 @@ class Snapshot:
 
 
 class Store:
-    """Where the index of one source is kept. Thread-safe."""
+    """Where the index of one source is kept. Thread-safe.
 
-    def __init__(self, home: Path, name: str) -> None:
+    Args:
+        kind: of the source; the index of another kind makes other texts of the same files.
+    """
+
+    def __init__(self, home: Path, name: str, kind: int) -> None:
+        self.form = f"{FORMAT}/{kind}"
         self.folder = home / "index" / name
         self._lock_file = home / "index" / f".{name}.lock"
         self._state = threading.Lock()
@@ -77,8 +82,8 @@ class Store:
 
     def _snapshot(self, catalogue: Catalogue) -> Snapshot:
         catalogue.db.execute("begin")
-        if catalogue.fact("format") != FORMAT:
-            raise Damaged("It was written by another version.")
+        if catalogue.fact("form") != self.form:
+            raise Damaged("It is of another version or kind.")
         generation = int(catalogue.fact("generation"))
         totals = catalogue.totals()
         identity = str(catalogue.fact("id")), int(catalogue.fact("words")), generation
@@ -108,7 +113,7 @@ class Store:
 
     def _catalogue(self) -> Catalogue:
         try:
-            return Catalogue(self.folder / "catalogue.db", writes=False)
+            return Catalogue(self.folder / "catalogue.db", self.form, writes=False)
         except apsw.CantOpenError:
             raise Absent from None
         except apsw.Error as error:

@@ -14,7 +14,7 @@ import apsw
 import tantivy
 
 from services.researcher.documents import Passage, Text, Unreadable
-from services.researcher.index.catalogue import FORMAT, Catalogue
+from services.researcher.index.catalogue import Catalogue
 from services.researcher.index.lexical import Damaged, Writer, open_index, places
 from services.researcher.index.origin import Reading, Stamp
 from services.researcher.index.store import Store
@@ -41,10 +41,10 @@ class Update:
         self._next = 0
         self._added: list[tuple[int, int]] = []  # spans of passages in this batch
         self._burying: list[tuple[int, int]] = []
-        self.catalogue = Catalogue(store.folder / "catalogue.db", writes=True)
+        self.catalogue = Catalogue(store.folder / "catalogue.db", store.form, writes=True)
         try:
-            if self.catalogue.fact("format") != FORMAT:
-                raise Damaged("It was written by another version.")
+            if self.catalogue.fact("form") != store.form:
+                raise Damaged("It is of another version or kind.")
             self._number = int(self.catalogue.fact("words"))
             self._tidy()
             self._index = self._open()

@@ -45,19 +45,24 @@ def nearest(
     _, sign = packed(asked[None, :])
     rows = np.arange(len(signs))
     if len(signs) > limit * NEAR:
-        distance = _bits(signs, sign[0])
-        rows = np.sort(np.argpartition(distance, limit * NEAR)[: limit * NEAR])
+        distance = _distance(signs, sign[0])
+        bound = np.searchsorted(np.cumsum(np.bincount(distance)), limit * NEAR)
+        rows = np.flatnonzero(distance <= bound)[: limit * NEAR * 4]
     likeness = exact[rows].astype(np.float32) @ asked.astype(np.float32) / SCALE
     order = np.argsort(-likeness, kind="stable")[:limit]
     return [(float(likeness[each]), int(rows[each])) for each in order if likeness[each] > 0]
 
 
-def _bits(signs: "np.ndarray[Any, Any]", sign: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+def _distance(signs: "np.ndarray[Any, Any]", sign: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     """Returns in how many signs each row differs."""
     import numpy as np
 
-    count = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
-    return np.asarray(count[np.bitwise_xor(signs, sign)].sum(axis=1, dtype=np.uint16))
+    wide = np.uint64 if signs.shape[1] % 8 == 0 else np.uint8  # eight bytes at once where a row has whole eights
+    differing = np.bitwise_count(signs.view(wide) ^ np.ascontiguousarray(sign).view(wide))
+    distance = np.zeros(len(signs), dtype=np.uint16)
+    for column in range(differing.shape[1]):  # column by column: many times faster than a sum along rows
+        distance += differing[:, column]
+    return distance
 
 
 class Held:

@@ -4,9 +4,7 @@ The index holds words in lower case, not stems: to stem while indexing takes as 
 stem is widened to the words of the index that share it; a few words of a question are stemmed, not millions of a text.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from itertools import islice
 
 import tantivy
@@ -32,28 +30,11 @@ def above_text(title: str, above: Iterable[Heading]) -> str:
     return "\n".join((title, *(heading.text for heading in above)))
 
 
-def only_above(above: str, body: str) -> str:
-    """Returns the words above a passage that it does not hold itself.
-
-    Added to the score of the passage's own words, those that stand in both would count twice: a heading's few words
-    weigh more than a text's many.
-    """
-    lower = body.lower()
-    return " ".join([word for word in _distinct(above) if word not in lower])
-
-
-@lru_cache(maxsize=1_024)  # passages of one section share what stands above them
-def _distinct(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_WORD.findall(text.lower())))
-
-
 def indexed_words() -> tantivy.TextAnalyzer:
     """Returns the analyzer of the index: it cuts text as `terms.Analyzer` does, and leaves the words whole."""
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
     return builder.filter(tantivy.Filter.remove_long(MAX_TERM)).filter(tantivy.Filter.lowercase()).build()
 
-
-_WORD = re.compile(r"\w+")
 
 Prefixed = Callable[[str], Iterable[tuple[str, int]]]  # a prefix → the words of the index that begin so, with counts
 Counted = Callable[[str], int]  # a word → how many passages hold it
