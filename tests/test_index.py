@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
+import apsw
 import pytest
 from conductor.v1 import researcher_pb2
 
 from services.common.errors import Reason, Refusal
 from services.researcher.documents import Document, Original, Outline, SourceKind, Text
+from services.researcher.folder import FolderSource
 from services.researcher.index import collection, lexical, store, update
 from services.researcher.index.memory import MemoryIndex
 from services.researcher.protocol import Inquiry, Limits
@@ -298,15 +301,128 @@ def test_limits_of_what_is_read_anew(root: Path, tmp_path: Path) -> None:
         view.close()
 
 
+@pytest.mark.parametrize("cut", ["budget", "time", "cancel"])
+def test_a_sync_that_was_cut_short_is_not_the_whole(root: Path, tmp_path: Path, cut: str) -> None:
+    """Nothing changes behind it: the next one goes on all the same."""
+    write_corpus(root, 3)
+    with folder_source(root, tmp_path / "home") as source:
+        opened(source)[0].close()
+        write_corpus(root, 12)
+        _cut_short(source, cut)
+        assert source._store.whole() is None
+        for _ in range(2):
+            view, _ = opened(source)
+            assert (view.documents, view.complete) == (12, True)
+            view.close()
+        assert source._store.whole() is not None
+
+
+def _cut_short(source: FolderSource, cut: str) -> None:
+    notes = Notebook()
+
+    def read(document: Document) -> None:
+        notes.documents.append(document)
+        if len(notes.documents) == 3 and cut != "budget":
+            raise Cancelled if cut == "cancel" else OutOfTime
+
+    notes.read = read  # type: ignore[method-assign]
+    inquiry = Inquiry("", (), (), Limits(3 if cut == "budget" else 100, 10**9, 0))
+    with pytest.raises(Cancelled) if cut == "cancel" else nullcontext():
+        view = source.open(inquiry, Watch(60), notes)
+        assert not view.complete and 3 <= view.documents < 12
+        view.close()
+
+
+# Replicas
+
+
+@pytest.mark.parametrize("by_another", ["dropped", "begun anew", "begun anew and still held"])
+def test_an_index_another_took_away_is_not_an_empty_one(root: Path, tmp_path: Path, by_another: str) -> None:
+    write_corpus(root, 5)
+    home = tmp_path / "home"
+    with folder_source(root, home) as source, folder_source(root, home) as other, ExitStack() as held:
+        opened(source)[0].close()
+        if by_another == "dropped":
+            other.drop()
+        else:
+            held.enter_context(other._store.writing(Watch(9)))
+            other._store.clear()
+            other._store.folder.mkdir()
+            update.Update(other._store).close()
+        if by_another == "begun anew and still held":
+            view, notes = opened(source, seconds=0.5)
+            assert not view.complete and "wall_time" in notes.spent
+            view.close()
+        held.close()
+        view, notes = opened(source)
+        assert (view.documents, view.complete, notes.gaps) == (5, True, {})
+        view.close()
+
+
+def test_another_cut_short_is_seen(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a change on another machine gives no sign on this one."""
+    write_corpus(root, 5)
+    home = tmp_path / "home"
+    with folder_source(root, home) as source, folder_source(root, home) as other:
+        opened(source)[0].close()
+        monkeypatch.setattr(source._origin, "changed", lambda: False)
+        write_corpus(root, 10)
+        view, _ = opened(other, limits=Limits(2, 10**9, 0))
+        assert not view.complete
+        view.close()
+        view, _ = opened(source)
+        assert (view.documents, view.complete) == (10, True)
+        view.close()
+
+
+def test_an_index_taken_away_behind_the_sync(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another builds it anew, and has not ended, between this one's sync and its look."""
+    write_corpus(root, 10)
+    home = tmp_path / "home"
+    with folder_source(root, home) as source, folder_source(root, home) as other:
+        real = source._store.snapshot
+        turns: list[int] = []
+
+        def late() -> store.Snapshot:
+            turns.append(1)
+            if len(turns) == 1:
+                other.drop()
+                opened(other, limits=Limits(1, 10**9, 0))[0].close()
+            return real()
+
+        monkeypatch.setattr(source._store, "snapshot", late)
+        view, _ = opened(source)
+        assert (view.documents, view.complete) == (10, True)
+        view.close()
+
+
+def test_damage_seen_by_two_is_built_anew_once(root: Path, tmp_path: Path) -> None:
+    write_corpus(root, 10)
+    home = tmp_path / "home"
+    with folder_source(root, home) as source, folder_source(root, home) as other:
+        views = [opened(each)[0] for each in (source, other)]
+        for view in views:
+            view._damage(lexical.Damaged("it is"))  # type: ignore[attr-defined]
+            view.close()
+        ids = []
+        for each in (source, other, source):
+            view, _ = opened(each)
+            assert view.documents == 10
+            view.close()
+            ids.append(each._store.whole())
+        assert ids[0] == ids[1] == ids[2] is not None
+
+
 # What is damaged, and what is full
 
 
-@pytest.mark.parametrize("damage", ["catalogue", "truncated words", "garbage words", "no words", "another version"])
+@pytest.mark.parametrize(
+    "damage", ["catalogue", "truncated words", "garbage words", "no words", "empty words", "another version"]
+)
 def test_a_damaged_index_is_built_anew(root: Path, tmp_path: Path, damage: str) -> None:
     write_corpus(root, 20)
     home = tmp_path / "home"
-    with folder_source(root, home) as source:
-        opened(source)[0].close()
+    _indexed(root, home)
     folder = home / "index" / "docs"
     _damage(folder, damage)
     with folder_source(root, home) as source:
@@ -317,17 +433,58 @@ def test_a_damaged_index_is_built_anew(root: Path, tmp_path: Path, damage: str) 
         assert len(check(source)) == 20
 
 
+def _indexed(root: Path, home: Path) -> None:
+    """Indexes, until the next sync has nothing to write: whoever writes would notice damage by that."""
+    deadline = time.monotonic() + 20
+    with folder_source(root, home, rescan=0.0001) as source:
+        said = [""]
+        while not said[-1].endswith(" 0 of them new or changed."):
+            assert time.monotonic() < deadline
+            view, notes = opened(source)
+            view.close()
+            said += notes.said
+
+
+def test_indexing_mends_what_only_a_reader_would_notice(root: Path, tmp_path: Path) -> None:
+    write_corpus(root, 5)
+    _indexed(root, tmp_path / "home")
+    _damage(tmp_path / "home" / "index" / "docs", "empty words")
+    with folder_source(root, tmp_path / "home") as source:
+        source.index(Watch(60), lambda told: None)
+        assert source.describe().documents == 5
+
+
+def test_an_index_that_stays_damaged_is_a_gap(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(root, 5)
+    with folder_source(root, tmp_path / "home") as source:
+
+        def damaged() -> store.Snapshot:
+            raise lexical.Damaged("it is")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(source._store, "snapshot", damaged)
+            view, notes = opened(source)
+            assert (view.documents, view.complete) == (0, False)
+            assert "cannot be opened" in notes.gaps["docs"][1]
+            view.close()
+        view, notes = opened(source)
+        assert (view.documents, view.complete, notes.gaps) == (5, True, {})
+        view.close()
+
+
 def _damage(folder: Path, damage: str) -> None:
     (words,) = folder.glob("words-*")
     if damage == "catalogue":
         path = folder / "catalogue.db"
         path.write_bytes(b"\0" * path.stat().st_size)
     elif damage == "another version":
-        import apsw
-
         database = apsw.Connection(str(folder / "catalogue.db"))
         database.execute("update facts set value = '99/1' where name = 'form'")
         database.close()
+    elif damage == "empty words":
+        for path in words.iterdir():
+            if path.name != "meta.json" and not path.name.startswith("."):
+                path.write_bytes(b"")
     elif damage == "no words":
         shutil.rmtree(words)
     else:
@@ -486,6 +643,67 @@ def test_describe_index_and_drop(root: Path, tmp_path: Path) -> None:
         assert len(found(view, "own1x2")) == 1, "who reads goes on"
         view.close()
         assert len(check(source)) == 3
+
+
+def test_drop_does_not_wait_for_long(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(root, 3)
+    monkeypatch.setattr(collection, "DROP_S", 0.2)
+    refused: list[Refusal] = []
+    begun, go_on = threading.Event(), threading.Event()
+    with folder_source(root, tmp_path / "home") as source:
+
+        def told(_: researcher_pb2.IndexSourceResponse) -> None:
+            begun.set()
+            assert go_on.wait(30)
+
+        def drop() -> None:
+            try:
+                source.drop()
+            except Refusal as refusal:
+                refused.append(refusal)
+
+        indexing = threading.Thread(target=source.index, args=(Watch(60), told))
+        dropping = threading.Thread(target=drop)
+        indexing.start()
+        assert begun.wait(30)
+        dropping.start()
+        dropping.join(10)
+        ended = not dropping.is_alive()
+        go_on.set()
+        indexing.join()
+        dropping.join()
+        assert ended and [each.error.reason for each in refused] == [Reason.ERROR_REASON_STORE_UNAVAILABLE]
+        source.drop()
+        assert source.describe().documents == 0
+
+
+def test_what_fails_half_way_holds_no_snapshot(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(root, 3)
+    with folder_source(root, tmp_path / "home") as source:
+        opened(source)[0].close()
+        with apsw.Connection(str(source._store.folder / "catalogue.db")) as database:
+            database.execute("update facts set value = 'never' where name = 'indexed_ns'")
+        database.close()
+        with pytest.raises(TypeError) as problem:  # it is kept, and with it all that its frames hold
+            source.describe()
+        assert not _held(source) and problem
+
+        def fail(*_: object) -> None:
+            raise ValueError
+
+        monkeypatch.setattr(source, "_tell_gaps", fail)
+        with pytest.raises(ValueError) as other:
+            opened(source)
+        assert not _held(source) and other
+
+
+def _held(source: FolderSource) -> list[str]:
+    """Returns the files of the catalogue that this process has open."""
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            names.append(str(descriptor.readlink()))
+    return [name for name in names if name.startswith(str(source._store.folder / "catalogue.db"))]
 
 
 def test_original_reads_the_file_again(root: Path, tmp_path: Path) -> None:

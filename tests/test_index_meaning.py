@@ -113,6 +113,25 @@ def test_words_are_searched_when_the_time_did_not_suffice_to_encode(root: Path, 
         view.close()
 
 
+def test_encoding_that_was_cut_short_goes_on_though_nothing_changed(root: Path, tmp_path: Path) -> None:
+    class Interrupted(Subjects):
+        interrupted = False
+
+        def encode(self, texts: Sequence[str]) -> Any:
+            if not self.interrupted:
+                self.interrupted = True
+                raise OutOfTime
+            return super().encode(texts)
+
+    with folder_source(root, tmp_path / "home", encoder=Interrupted()) as source:
+        view, _ = opened(source)
+        assert (view.documents, view.complete) == (3, True)
+        view.close()
+        view, _ = opened(source)
+        assert [each.document.uri for each in found(view, "car")] == ["docs/a.md"]
+        view.close()
+
+
 def test_many_deletions_make_it_encode_anew(tmp_path: Path) -> None:
     root = tmp_path / "many"
     paths = write_corpus(root, 40)
@@ -136,6 +155,22 @@ def test_nearest_by_signs_is_nearly_nearest() -> None:
     best = vectors.nearest(asked, exact, signs, 10)
     assert best[0][1] == 17 and best == sorted(best, key=lambda each: -each[0])
     assert vectors.nearest(np.zeros(64, dtype=np.float32), exact, signs, 10) == []
+
+
+@pytest.mark.parametrize("copies_first", [True, False])
+def test_many_copies_in_front_do_not_hide_the_nearest(copies_first: bool) -> None:
+    chosen = np.random.default_rng(1)
+    asked = _unit(chosen.normal(size=256))
+    copies = np.repeat(_unit(asked + 0.09 * chosen.normal(size=256))[None], 10_000, 0)
+    best = _unit(asked + 0.01 * chosen.normal(size=256))[None]
+    others = np.array([_unit(row) for row in chosen.normal(size=(3_000, 256))])
+    rows = np.vstack([copies, best, others] if copies_first else [best, copies, others])
+    hits = vectors.nearest(asked, *vectors.packed(rows), 60)
+    assert len(hits) == 60 and hits[0][1] == (10_000 if copies_first else 0)
+
+
+def _unit(row: Any) -> Any:
+    return row / np.linalg.norm(row)
 
 
 def test_memory_index_by_meaning() -> None:

@@ -88,6 +88,14 @@ def test_threads_get_the_same_scores(reranker: Reranker) -> None:
         assert all(scores == alone for scores in pool.map(lambda _: reranker.score(QUESTION, texts, Watch(60)), "1234"))
 
 
+@pytest.mark.parametrize("question", [QUESTION, "seal " * 500, ""])
+def test_what_is_read_fills_the_room_and_no_more(reranker: Reranker, question: str) -> None:
+    assert isinstance(reranker, rerank.CrossEncoder)
+    asked = rerank._Asked(reranker._model(), question, reranker._analyzer)
+    assert len(asked.pieces) <= rerank.MOST_OF_QUESTION
+    assert rerank.MARKS + len(asked.pieces) + len(asked.part(FILLER * 3)) == rerank.MOST
+
+
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=3000), question=st.text(max_size=200))
 def test_the_part_that_is_read_is_bounded_and_of_the_text(reranker: Reranker, text: str, question: str) -> None:

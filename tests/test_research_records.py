@@ -147,6 +147,74 @@ async def test_cancel_ends_it_and_tells_that_it_is_partial(stub: Any, docs: Path
     assert again == record, "cancelling what ended does nothing"
 
 
+async def test_a_research_of_another_process_is_cancelled(tmp_path: Path, docs: Path) -> None:
+    (docs / "slow.html").write_text(SLOW)
+    async with started(tmp_path, docs) as (one, _), serving(tmp_path, docs) as other:
+        call = one.Research(asked(keep_going=True))
+        assert await call.read()
+        record = await other.CancelResearch(researcher_pb2.CancelResearchRequest(research_id="r-1"))
+        assert Kind.GAP_KIND_CANCELLED in {gap.kind for gap in record.result.gaps}
+
+
+async def test_researches_under_way_keep_nobody_from_looking_and_too_many_are_refused(
+    tmp_path: Path, docs: Path
+) -> None:
+    (docs / "slow.html").write_text(SLOW)
+    async with serving(tmp_path, docs, max_researches="8") as stub:
+        calls = [stub.Research(asked(f"r-{number}", keep_going=True)) for number in range(8)]
+        for call in calls:
+            assert await call.read()
+        async with asyncio.timeout(3):
+            record = await stub.GetResearch(researcher_pb2.GetResearchRequest(research_id="r-7"))
+            assert not record.HasField("ended_at")
+            assert (await refusal(stub.Research(asked("r-8")))).reason == Reason.ERROR_REASON_OVER_CAPACITY
+            assert (await stub.ListSources(researcher_pb2.ListSourcesRequest())).sources
+        for number in range(8):
+            await stub.CancelResearch(researcher_pb2.CancelResearchRequest(research_id=f"r-{number}"))
+
+
+async def test_many_who_follow_one_research_all_hear_its_end(stub: Any) -> None:
+    for number in range(20):
+        first = stub.Research(asked(f"r-{number}", keep_going=True))
+        assert await first.read()
+        request = researcher_pb2.WatchResearchRequest(research_id=f"r-{number}")
+        async with asyncio.timeout(10):
+            told = await asyncio.gather(*(events(stub.WatchResearch(request)) for _ in range(6)))
+        assert all(each[-1].HasField("result") for each in told)
+
+
+async def test_who_hangs_up_at_once_leaves_no_research_without_an_end(stub: Any) -> None:
+    for number in range(30):
+        call = stub.Research(asked(f"r-{number}"))
+        await asyncio.sleep(number * 0.0007)  # at any moment of its beginning
+        call.cancel()
+    for number in range(30):
+        async with asyncio.timeout(10):
+            assert (await events(stub.Research(asked(f"r-{number}"))))[-1].HasField("result")
+
+
+def test_nothing_comes_behind_the_result(tmp_path: Path) -> None:
+    records = Records(tmp_path, keep=60)
+    records.begin("one", b"1", "objective")
+    records.add("one", researcher_pb2.ResearchResponse(result=researcher_pb2.ResearchResult()))
+    records.add("one", researcher_pb2.ResearchResponse(usage=researcher_pb2.ResearchUsage()))
+    assert [event.WhichOneof("event") for event in records.after("one", 0)] == ["result"]
+    records.close()
+
+
+async def test_a_short_quote_in_a_large_document_is_verified_soon(stub: Any, docs: Path) -> None:
+    (docs / "large.txt").write_text("a" * 8_000_000)
+    (docs / "comments.md").write_text("<!-- a -->\n\n" * 20_000 + "end")
+    for uri in ("docs/large.txt", "docs/comments.md"):
+        place = researcher_pb2.Locator(char_start=1_000)
+        citation = researcher_pb2.Citation(uri=uri, quote="a", locator=place)
+        async with asyncio.timeout(5):
+            answer = await stub.VerifyCitation(researcher_pb2.VerifyCitationRequest(citation=citation))
+        assert answer.state in (
+            researcher_pb2.CITATION_STATE_SOURCE_CHANGED, researcher_pb2.CITATION_STATE_QUOTE_NOT_FOUND,
+        )  # fmt: skip
+
+
 async def test_a_refused_research_is_refused_again(stub: Any) -> None:
     for _ in range(2):
         error = await refusal(stub.Research(asked(sources=["../etc"])))

@@ -209,7 +209,7 @@ async def test_the_stream_tells_what_is_read_searched_and_kept_and_the_result_is
     responses = await client.call("mechanical seal")
     steps = [response.progress for response in responses if response.HasField("progress")]
     assert [step.step for step in steps] == sorted(step.step for step in steps)
-    assert {step.step for step in steps} == {1, 2, 3, 4} and {step.total_steps for step in steps} == {4}
+    assert {step.step for step in steps} == {1, 2, 3} and {step.total_steps for step in steps} == {3}
     assert "Reading docs: 3 documents, 3 of them new or changed." in [step.message for step in steps]
     assert {response.read.uri for response in responses if response.HasField("read")} == {
         "docs/guide.md", "docs/plant/notes.txt", "docs/plant/tower.html",
@@ -463,6 +463,22 @@ async def test_the_operators_limits_are_ceilings(serve: Serve) -> None:
     client = await serve(max_documents="2")
     result = await client.ask("pump", budget=researcher_pb2.ResearchBudget(max_documents=3))
     assert result.usage.documents == 2
+
+
+async def test_budgets_hold_over_all_parts_and_sources(serve: Serve, tmp_path: Path) -> None:
+    for root, thing in (("one", "valve"), ("two", "pump")):
+        (tmp_path / root).mkdir()
+        for number in range(5):
+            text = f"The {thing} number{number} other{number} third{number} is made of brass."
+            (tmp_path / root / f"{number}.md").write_text(text)
+    client = await serve(tmp_path / "one", tmp_path / "two")
+    few = await client.ask("valve brass", budget=researcher_pb2.ResearchBudget(max_documents=6))
+    assert few.usage.documents == 6 and "max_documents" in gaps(few, Kind.GAP_KIND_BUDGET_EXHAUSTED)
+    both = "Which valve is made of brass? Which pump is made of brass?"
+    for most in (1, 2, 3, 5):
+        result = await client.ask(both, budget=researcher_pb2.ResearchBudget(max_findings=most))
+        assert len(result.findings) <= most
+    assert [len(part.findings) for part in result.sub_questions] == [2, 3]
 
 
 async def test_no_time_gives_an_honest_empty_result(serve: Serve) -> None:
@@ -720,7 +736,7 @@ async def test_the_service_starts_answers_and_stops(tmp_path: Path) -> None:
         client = Client(researcher_pb2_grpc.ResearcherStub(channel), root)
         assert (await client.ask("biocide legionella")).findings
     children = children_of(process.pid)
-    assert len(children) == 1
+    assert children
     process.terminate()
     assert await asyncio.wait_for(process.wait(), 10) == 0
     for child in children:

@@ -52,7 +52,8 @@ def test_rows_are_of_length_one_and_fit_the_index(encoder: Encoder) -> None:
     assert encoder.encode([]).shape == (0, encoder.dimensions)
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", "!?... --", "___", "\ud800", "\x00"])
+# The last are letters that the vocabulary has as bytes only.
+@pytest.mark.parametrize("text", ["", " \n\t", "!?... --", "___", "\ud800", "\x00", "𐎠𐎡 ꙮ"])
 def test_text_without_known_words_has_no_meaning(encoder: Encoder, text: str) -> None:
     assert not encoder.encode([text]).any()
 

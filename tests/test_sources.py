@@ -88,10 +88,18 @@ async def test_an_added_source_outlives_the_service_and_is_seen_by_replicas(tmp_
 
 
 @pytest.mark.parametrize(
-    "path", ["elsewhere", "/etc", "docs/../reports", "docs/none", "docs/.git", "../docs", "docs\0"]
+    "path", [".", "./", "elsewhere", "/etc", "docs/../reports", "docs/none", "docs/.git", "../docs", "docs\0"]
 )
 async def test_only_what_lies_below_a_root_can_be_added(stub: Any, path: str) -> None:
     assert (await refusal(stub.AddSource(add("more", path)))).reason == Reason.ERROR_REASON_SOURCE_REFUSED
+    assert set(await listed(stub)) == {"docs", "reports"}
+
+
+async def test_a_folder_whose_name_begins_with_a_dot_cannot_be_added(stub: Any, docs: Path) -> None:
+    (docs / ".git" / "in").mkdir(parents=True)
+    (docs / ".git" / "in" / "config.md").write_text("Token.")
+    for path in ("docs/.git", "docs/.git/in"):
+        assert (await refusal(stub.AddSource(add("more", path)))).reason == Reason.ERROR_REASON_SOURCE_REFUSED
     assert set(await listed(stub)) == {"docs", "reports"}
 
 

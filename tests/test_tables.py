@@ -19,7 +19,7 @@ from services.researcher.documents import Kind, SourceKind, Text, Unreadable
 from services.researcher.extract.parts import Bounds, Part, Trouble
 from services.researcher.folder import FolderSource, Root
 from services.researcher.tables import database as database_reader
-from services.researcher.tables import program
+from services.researcher.tables import profile, program
 from services.researcher.tables.formats import Tables
 from services.researcher.watch import Cancelled, Watch
 from tests.collections_at_hand import found, opened, uris
@@ -232,8 +232,9 @@ def test_every_passage_stands_in_the_table_when_it_is_read_again(tables: Tables,
         view.close()
         assert not notes.gaps
         assert {hit.document.uri for hit in hits} >= {"data/a.csv", "data/b.jsonl", "data/c.xlsx!/One", "data/d.db!/t"}
+        originals = {uri: data.original(uri, Watch(60)) for uri in {hit.document.uri for hit in hits}}
         for hit in hits:
-            original = data.original(hit.document.uri, Watch(60))
+            original = originals[hit.document.uri]
             start, end = hit.passage.start, hit.passage.start + len(hit.passage.text)
             assert original.text.text[start:end] == hit.passage.text
             assert original.sha256 == hit.document.sha256
@@ -257,7 +258,7 @@ async def test_a_question_is_answered_from_a_table_and_its_citation_holds(tmp_pa
         result = (await events(stub.Research(request)))[-1].result
         citations = [citation for finding in result.findings for citation in finding.citations]
         held = next(each for each in citations if "Grundfos" in each.quote and "10 bar" in each.quote)
-        assert held.uri == "machines/pumps.csv"
+        assert (held.uri, held.locator.sheet) == ("machines/pumps.csv", "pumps.csv")
         answer = await stub.VerifyCitation(researcher_pb2.VerifyCitationRequest(citation=held))
         assert answer.state == researcher_pb2.CITATION_STATE_VALID
         pumps.write_text("pump,vendor,maximum pressure\nP-17,Sulzer,16 bar\nP-18,Grundfos,12 bar\n")
@@ -269,16 +270,16 @@ async def test_a_question_is_answered_from_a_table_and_its_citation_holds(tmp_pa
 
 
 def test_a_large_table_is_told_in_part_and_says_so(tables: Tables) -> None:
-    header = "number,word\n"
-    data = (header + "".join(f"{number},word{number % 7}\n" for number in range(250_000))).encode()
+    header = "number,word,a,b\n"
+    data = (header + "".join(f"{number},word{number % 7},1,\n" for number in range(120_000))).encode()
     read, troubles = texts(tables, "big.csv", data)
     text = read[""].text
-    assert "250,000 rows, 2 columns" in text
-    assert "Described from the first 200,000 of 250,000 rows, 80 %." in text
-    assert "- number: whole number from 0 to 199999; more than 1,000 different values" in text
-    assert len(lines(text, "Rows")) == 100_000
+    assert "120,000 rows, 4 columns" in text
+    assert "Described from the first 100,000 of 120,000 rows, 83 %." in text
+    assert "- number: whole number from 0 to 99999; more than 1,000 different values" in text
+    assert len(lines(text, "Rows")) == 50_000
     assert troubles[""].kind == Kind.GAP_KIND_TRUNCATED
-    assert "Only the first 100,000 of 250,000 rows can be searched" in str(troubles[""])
+    assert "Only the first 50,000 of 120,000 rows can be searched" in str(troubles[""])
     assert tables.document("big.csv", "", data, Watch(60)).text == text
 
 
@@ -361,10 +362,11 @@ def test_a_hostile_schema_runs_nothing_and_ends(tables: Tables) -> None:
 
 
 def test_a_tree_of_pages_without_end_is_counted_no_further_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_reader, "MAX_STEPS", 2_000_000)
+    monkeypatch.setattr(database_reader, "MAX_STEPS", 200_000)
+    monkeypatch.setattr(profile, "PROFILED_CELLS", 5_000)
     data = bytearray(database("pragma page_size = 1024; create table t (a); insert into t values ('again');"))
     leaf = data[1024:2048]
-    levels, children = 15, 150  # 150 ** 15 rows in 17 pages
+    levels, children = 15, 120  # 120 ** 15 rows in 17 pages
     for level in range(levels):
         below = (3 + level).to_bytes(4)
         cells = b"".join(below + b"\x01" for _ in range(children))
@@ -376,7 +378,7 @@ def test_a_tree_of_pages_without_end_is_counted_no_further_than_a_bound(monkeypa
     data[28:32] = (len(data) // 1024).to_bytes(4)
     items = list(program.read("tree.db", bytes(data), Bounds(len(data))))
     text = next(item.text for item in items if isinstance(item, Part))
-    assert "at least 400,000 rows" in text
+    assert "at least 5,000 rows" in text
     assert [item.truncated for item in items if isinstance(item, Trouble)] == [True]
 
 

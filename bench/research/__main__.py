@@ -1,10 +1,11 @@
 """`make eval-research`: how well the Researcher finds, quotes and abstains, and what that costs, in one table."""
 
 import argparse
+import hashlib
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from bench.research.answering import Quoted, Survived, run_answers, run_hostile
@@ -30,7 +31,7 @@ def main() -> int:
     """Measures and prints."""
     arguments = _arguments()
     try:
-        built = build()
+        built = _fewer(build(), arguments.most)
     except Missing as missing:
         print(missing, file=sys.stderr)
         return 1
@@ -59,8 +60,19 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.research", description=__doc__)
     parser.add_argument("--half", type=names, default=["tuning", "held-out"], help="tuning, held-out, or both")
     parser.add_argument("--only", type=names, default=["retrieval", "answers", "hostile"], help="some of these")
+    parser.add_argument("--most", type=int, help="questions of each half and kind; all when not given")
     parser.add_argument("--scale", type=lambda text: [int(each) for each in names(text)], default=[], help="MB of text")
     return parser.parse_args()
+
+
+def _fewer(built: Built, most: int | None) -> Built:
+    """Keeps that many questions of each half, the same ones each time."""
+
+    def some(questions: Sequence[Question]) -> tuple[Question, ...]:
+        mixed = sorted(questions, key=lambda each: hashlib.sha256(each.text.encode()).digest())
+        return tuple(each for half in ("tuning", "held-out") for each in _half(mixed, half)[:most])
+
+    return replace(built, answerable=some(built.answerable), unanswerable=some(built.unanswerable))
 
 
 def _half(questions: Sequence[Question], half: str) -> list[Question]:

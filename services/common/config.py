@@ -140,6 +140,7 @@ class ResearcherSettings:
     sources: Path | None = _setting(_unless_empty(_path), "")  # TOML file of further sources, the web and a model
     rescan: float = _setting(_seconds, "60")  # seconds after which folders are looked through without a sign of change
     keep: float = _setting(_seconds, "86400")  # seconds an ended research is kept
+    max_researches: int = _setting(_positive, "64")  # under way at once, each in a thread
     max_findings: int = _setting(_positive, "8")  # when the request names none
     max_documents: int = _setting(_positive, "200000")
     max_file_bytes: int = _setting(_positive, str(64 * MIB))

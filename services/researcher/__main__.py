@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def assembled(settings: ResearcherSettings) -> AsyncIterator[Researcher]:
-    """Gives the servicer with all that belongs to it; at the end researches under way are stopped. Raises ConfigError."""
+    """Gives the servicer with all that belongs to it; stops its researches at the end. Raises ConfigError."""
     tables = read_file(settings.sources)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
@@ -35,7 +35,7 @@ async def assembled(settings: ResearcherSettings) -> AsyncIterator[Researcher]:
         model = configured(tables["model"]) if "model" in tables else None
         records = Records(settings.home, settings.keep)
         stack.callback(records.close)
-        runs = Runs(records)
+        runs = Runs(records, settings.max_researches)
         stack.push_async_callback(runs.close, settings.grace)
         log.info("sources: %s", ", ".join(source.name for source in registry.all()))
         yield Researcher(settings, registry, Tools(registry, Analyzer(), reranker(), model), runs)

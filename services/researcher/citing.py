@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from conductor.v1 import researcher_pb2
 
@@ -10,7 +10,7 @@ from services.researcher.answer import Quote
 from services.researcher.documents import Document, Original, Place, Text, Unreadable
 from services.researcher.journal import Journal
 from services.researcher.protocol import View
-from services.researcher.watch import Watch
+from services.researcher.watch import OutOfTime, Watch
 
 _START = attrgetter("start")
 
@@ -27,24 +27,38 @@ class Citing:
         self._watch = watch
         self._journal = journal
         self._originals: dict[str, Original | None] = {}
-        self._numbers: dict[tuple[str, int, int], int] = {}  # quote → the finding it leads
+        self._numbers: dict[tuple[str, int, int], tuple[int, Quote]] = {}  # first quote → finding, and who leads it
 
-    def add(self, quoted: Sequence[Quote], result: researcher_pb2.ResearchResult) -> int | None:
-        """Adds a finding of quotes that say the same; returns its number, None when none of them stands.
+    def add(self, quoted: Sequence[Quote], result: researcher_pb2.ResearchResult) -> tuple[int, Quote] | None:
+        """Adds a finding of quotes that say the same; returns its number and the quote that leads it.
 
-        A finding that is there already is not added again.
+        None when none of them stands. A finding that is there already is not added again. Raises Cancelled, and
+        OutOfTime when none was checked by then.
         """
         first = quoted[0]
         key = first.document.uri, first.start, first.end
-        if key in self._numbers:
-            return self._numbers[key]
-        citations = [citation for quote in quoted if (citation := self.cite(quote)) is not None]
-        if not citations:
-            return None
-        self._numbers[key] = len(result.findings)
-        statement = " ".join(citations[0].quote.split())
-        result.findings.add(statement=statement, citations=citations, score=citations[0].score)
+        if key not in self._numbers:
+            stood = self._standing(quoted)
+            if not stood:
+                return None
+            citations = [citation for _, citation in stood]
+            statement = " ".join(citations[0].quote.split())
+            self._numbers[key] = len(result.findings), stood[0][0]
+            result.findings.add(statement=statement, citations=citations, score=citations[0].score)
         return self._numbers[key]
+
+    def _standing(self, quoted: Sequence[Quote]) -> list[tuple[Quote, researcher_pb2.Citation]]:
+        stood: list[tuple[Quote, researcher_pb2.Citation]] = []
+        for quote in quoted:
+            try:
+                citation = self.cite(quote)
+            except OutOfTime:
+                if not stood:
+                    raise
+                break  # one that stands is enough; the next look at the watch ends the research
+            if citation is not None:
+                stood.append((quote, citation))
+        return stood
 
     def cite(self, quote: Quote) -> researcher_pb2.Citation | None:
         """Returns the citation of a quote; None when it does not stand in the source as it is now."""
@@ -108,4 +122,5 @@ def _place(text: Text, start: int) -> Place:
 
 def visible(text: Text, start: int, end: int) -> bool:
     """Says whether a reader of the document sees all of [start, end)."""
-    return any(first <= start and end <= last for first, last in text.visible)
+    index = bisect_right(text.visible, start, key=itemgetter(0)) - 1
+    return index >= 0 and end <= text.visible[index][1]

@@ -101,7 +101,10 @@ class FolderSource(Collection):
         self._folder = origin
 
     def confirm(self, path: str) -> None:
-        """Raises Refusal (SOURCE_REFUSED) when no folder or document stands at a path, "" for the whole of it."""
+        """Raises Refusal (SOURCE_REFUSED) when no folder or document stands at a path, "" for the whole of it.
+
+        So it does for all paths when the source itself lies in a folder whose name begins with a dot.
+        """
         self._folder.confirm(path)
 
     def holds(self, path: str) -> bool:
@@ -144,6 +147,7 @@ class Folder:
 
     def confirm(self, path: str) -> tuple[str, str]:
         """Returns (key, member) of a path that stands below the folder. Raises Refusal (SOURCE_REFUSED)."""
+        self._must_show()
         parts = self._parts(path)
         for end in (len(parts), *(n for n in range(1, len(parts)) if parts[n - 1].endswith("!"))):
             whole = end == len(parts)
@@ -166,6 +170,7 @@ class Folder:
 
     def entries(self, below: str, watch: Watch) -> Iterator[Entry | Missed]:
         """Lists the documents at or below a key, in a fixed order. Raises Refusal, OutOfTime, Cancelled."""
+        self._must_show()
         parts = tuple(below.split("/")) if below else ()
         began = time.monotonic()
         if not parts:
@@ -217,9 +222,13 @@ class Folder:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
             raise self._refused(path, "name it relative to the source, without '..'")
-        if any(part.startswith(".") for part in pure.parts):
+        if any(_hidden(part) for part in pure.parts):
             raise self._refused(path, "names that begin with a dot do not belong to it")
         return pure.parts
+
+    def _must_show(self) -> None:
+        if any(_hidden(part) for part in self._base):
+            raise self._refused("", f"{self._path()} has a name in it that begins with a dot; take another folder")
 
     def _refused(self, path: str, why: str) -> Refusal:
         source = f"{self._name}/{path}"
@@ -256,7 +265,7 @@ class Folder:
         if watched:
             self._changes.add(folder)  # before it is read, so that no change falls between
         with os.scandir(folder) as entries:
-            shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=attrgetter("name"))
+            shown = sorted((entry for entry in entries if not _hidden(entry.name)), key=attrgetter("name"))
         for entry in shown:
             watch.check()
             try:
@@ -299,7 +308,7 @@ class Folder:
 
     def _bytes(self, key: str, watch: Watch) -> tuple[bytes, os.stat_result]:
         parts = tuple(key.split("/"))
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        if any(not part or _hidden(part) or "\0" in part for part in (*self._base, *parts)):
             raise Unreadable("It is no document of this source.", lasting=False)
         try:
             with self._opened(parts[:-1]) as parent:
@@ -325,6 +334,11 @@ class Folder:
             detail = f"It is larger than {self._max_file_bytes} bytes and was left out."
             raise Unreadable(detail, Kind.GAP_KIND_TRUNCATED)
         return b"".join(chunks)
+
+
+def _hidden(name: str) -> bool:
+    """Says whether a name is a tool's own: it begins with a dot, as `.` and `..` do."""
+    return name.startswith(".")
 
 
 def _must_be_file(info: os.stat_result) -> None:

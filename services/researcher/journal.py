@@ -8,7 +8,7 @@ from itertools import groupby
 from conductor.v1 import researcher_pb2
 
 from services.researcher.documents import Document, Kind
-from services.researcher.protocol import Candidate, ModelUsage
+from services.researcher.protocol import Candidate, Limits, ModelUsage
 from services.researcher.watch import Watch
 
 MAX_GAPS = 32  # of each kind; the rest is counted in one more
@@ -16,7 +16,7 @@ MAX_READ = 200  # documents told one by one; the rest is in the usage
 MAX_JUDGED = 100  # passages told one by one
 BEGINNING = 160  # characters of a passage that are shown
 USAGE_S = 0.5  # between two events about what was spent
-STEPS = 4  # of every research: reading, searching, checking, answering
+STEPS = 3  # of every research: opening, searching, answering
 
 Event = researcher_pb2.ResearchResponse
 Tell = Callable[[Event], None]
@@ -38,7 +38,8 @@ class Journal:
         self._lock = threading.Lock()
         self._gaps: dict[tuple[int, str, str], researcher_pb2.Gap] = {}
         self._step = 0
-        self._read = self._judged = 0
+        self._read = self._judged = self._read_files = self._read_bytes = 0
+        self._file = ""
         self._usage_at = 0.0
         self.spent: set[str] = set()  # budgets that ended something early
         self.usage = researcher_pb2.ResearchUsage()
@@ -60,10 +61,24 @@ class Journal:
         with self._lock:
             self._read += 1
             few = self._read <= MAX_READ
+            file = document.uri.partition("!/")[0]
+            if file != self._file:  # the members of an archive come one after another
+                self._file = file
+                self._read_files += 1
+                self._read_bytes += document.size
         if few:
             read = researcher_pb2.SourceRead(uri=document.uri, title=document.title, bytes=document.size)
             self._send(Event(read=read))
         self.tell_usage()
+
+    def left(self, limits: Limits) -> Limits:
+        """Returns what is left of limits after what was read."""
+        with self._lock:
+            return Limits(
+                max_documents=max(0, limits.max_documents - self._read_files),
+                max_bytes=max(0, limits.max_bytes - self._read_bytes),
+                max_fetches=limits.max_fetches,
+            )
 
     def judge(self, candidate: Candidate, kept: bool, why: str) -> None:
         """A passage became evidence, or was looked at closely and did not."""

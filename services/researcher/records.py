@@ -25,7 +25,7 @@ SWEEP_S = 60.0  # between two looks for what need not be kept any more
 _SCHEMA = """
     create table if not exists research (
         id text primary key, digest blob not null, objective text not null, owner text not null,
-        started_ns integer not null, ended_ns integer, error blob
+        started_ns integer not null, ended_ns integer, error blob, cancelled integer not null default 0
     ) without rowid;
     create table if not exists event (
         research text not null, sequence integer not null, body blob not null, primary key (research, sequence)
@@ -43,6 +43,7 @@ class State:
     started_ns: int
     ended_ns: int | None
     error: error_pb2.TypedError | None
+    own: bool  # this process works on it, or did
 
     @property
     def ended(self) -> bool:
@@ -73,19 +74,22 @@ class Records:
         self._db.execute(_SCHEMA)
 
     def begin(self, research_id: str, digest: bytes, objective: str) -> bool:
-        """Notes a new research. Returns False when it is there already; one whose process died begins anew.
+        """Notes a new research. Returns False when it is there already; one that failed for a
+        time, or whose process died, begins anew.
 
         Raises:
             Refusal: REQUEST_ID_REUSED when the id belongs to another request.
         """
         with self._writing():
             self._sweep()
-            found = self._db.execute("select digest from research where id = ?", (research_id,)).fetchone()
+            query = "select digest, error from research where id = ?"
+            found = self._db.execute(query, (research_id,)).fetchone()
             if found is not None:
                 if found[0] != digest:
                     text = f"The research_id {research_id} belongs to another request; take a new one."
                     raise Refusal(Reason.ERROR_REASON_REQUEST_ID_REUSED, text, research_id=research_id)
-                if not self._abandoned(research_id):
+                failed = found[1] is not None and error_pb2.TypedError.FromString(found[1]).retryable
+                if not failed and not self._abandoned(research_id):
                     return False
                 self._forget([research_id])
             row = (research_id, digest, objective, self._owner, time.time_ns())
@@ -93,8 +97,11 @@ class Records:
             return True
 
     def add(self, research_id: str, event: researcher_pb2.ResearchResponse) -> None:
-        """Numbers an event and keeps it. The result ends the research."""
+        """Numbers an event and keeps it. The result ends the research; what comes behind it is dropped."""
         with self._writing():
+            query = "select 1 from research where id = ? and owner = ? and ended_ns is null"
+            if self._db.execute(query, (research_id, self._owner)).fetchone() is None:
+                return
             last = self._last(research_id)
             event.research_id = research_id
             event.sequence = last + 1
@@ -118,18 +125,29 @@ class Records:
 
     def state(self, research_id: str) -> State:
         """Returns how far a research is. Raises RESEARCH_NOT_FOUND."""
-        query = "select objective, started_ns, ended_ns, error from research where id = ?"
+        query = "select objective, started_ns, ended_ns, error, owner from research where id = ?"
         with self._writing():
             if self._abandoned(research_id):
-                text = "The Researcher that worked on it ended before it had a result. Ask again."
-                self._end(research_id, typed(Reason.ERROR_REASON_WORKER_UNAVAILABLE, text))
+                self._end(research_id, _orphaned())
             found = self._db.execute(query, (research_id,)).fetchone()
             if found is None:
-                text = f"There is no research {research_id}, or it is not kept any more."
-                raise Refusal(Reason.ERROR_REASON_RESEARCH_NOT_FOUND, text, research_id=research_id)
-            objective, started_ns, ended_ns, error = found
+                raise _unknown(research_id)
+            objective, started_ns, ended_ns, error, owner = found
             failed = None if error is None else error_pb2.TypedError.FromString(error)
-            return State(objective, self._last(research_id), started_ns, ended_ns, failed)
+            return State(objective, self._last(research_id), started_ns, ended_ns, failed, owner == self._owner)
+
+    def cancel(self, research_id: str) -> None:
+        """Asks whichever process works on a research to stop. Raises RESEARCH_NOT_FOUND."""
+        with self._writing():
+            self._db.execute("update research set cancelled = 1 where id = ? and ended_ns is null", (research_id,))
+            if self._db.execute("select 1 from research where id = ?", (research_id,)).fetchone() is None:
+                raise _unknown(research_id)
+
+    def cancelled(self, research_id: str) -> bool:
+        """Says whether somebody asked to stop a research."""
+        with self._lock:
+            found = self._db.execute("select cancelled from research where id = ?", (research_id,)).fetchone()
+        return found is not None and bool(found[0])
 
     def close(self) -> None:
         """Closes the database and gives up what this process works on."""
@@ -182,6 +200,11 @@ class Records:
         if time.monotonic() - self._swept < SWEEP_S and self._swept:
             return
         self._swept = time.monotonic()
+        owners = self._db.execute("select distinct owner from research where ended_ns is null").fetchall()
+        for owner in {each for (each,) in owners if each != self._owner and not self._alive(each)}:
+            query = "select id from research where owner = ? and ended_ns is null"
+            for (each,) in self._db.execute(query, (owner,)).fetchall():
+                self._end(each, _orphaned())
         query = "select id from research where ended_ns < ?"
         self._forget([each for (each,) in self._db.execute(query, (time.time_ns() - self._keep_ns,)).fetchall()])
 
@@ -189,3 +212,13 @@ class Records:
         for each in ids:
             self._db.execute("delete from event where research = ?", (each,))
             self._db.execute("delete from research where id = ?", (each,))
+
+
+def _orphaned() -> error_pb2.TypedError:
+    text = "The Researcher that worked on it ended before it had a result. Ask again."
+    return typed(Reason.ERROR_REASON_WORKER_UNAVAILABLE, text)
+
+
+def _unknown(research_id: str) -> Refusal:
+    text = f"There is no research {research_id}, or it is not kept any more."
+    return Refusal(Reason.ERROR_REASON_RESEARCH_NOT_FOUND, text, research_id=research_id)

@@ -217,13 +217,15 @@ class Registry:
                 stamp = path.stat().st_mtime_ns
                 if name not in self._added or self._added[name][0] != stamp:
                     request = json_format.Parse(path.read_bytes(), researcher_pb2.AddSourceRequest())
-                    self._added[name] = stamp, self._build(request)
+                    replaced, self._added[name] = self._added.get(name), (stamp, self._build(request))
+                    if replaced is not None:
+                        cast(FolderSource, replaced[1]).close()
             except (OSError, json_format.ParseError, Refusal):
                 continue  # removed meanwhile, or its root is not allowed any more
 
     def _build(self, request: researcher_pb2.AddSourceRequest) -> FolderSource:
         parts = PurePosixPath(request.path).parts
-        root = next((root for root in self._roots if root.label == parts[0]), None)
+        root = next((root for root in self._roots if parts[:1] == (root.label,)), None)
         if root is None or ".." in parts:
             labels = ", ".join(root.label for root in self._roots)
             raise _refused(request.path, f"it must lie below one of the configured roots: {labels}")

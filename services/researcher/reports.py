@@ -4,11 +4,11 @@ What is still being written has a name that begins with a dot and never belongs 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from services.researcher.documents import Text
+from services.researcher.documents import Span, Text
 from services.researcher.formats import Documents
 from services.researcher.index.origin import Member
 from services.researcher.watch import Watch
@@ -16,8 +16,8 @@ from services.researcher.watch import Watch
 FINDINGS = "findings.json"  # repeats the quotes of other sources
 OUTPUTS = frozenset({".stdout", ".stderr"})  # of a task's commands, `command-1.stdout`
 AS_TEXT = ".txt"
-# Select Graphic Rendition (ECMA-48, 8.3.117): 8 conceals what follows, 28 and 0 reveal it.
-_CONCEALED = re.compile(r"\x1b\[(?:[\d;]*;)?8m.*?(?:\x1b\[(?:[\d;]*;)?(?:0|28)?m|\Z)", re.S)
+_RENDITION = re.compile(r"\x1b\[([\d;]{0,64})m", re.A)
+_COLOURS = {"5": 2, "2": 4}  # parameters that follow 38, 48 or 58: a number of a palette, or red, green and blue
 
 
 class Reports:
@@ -50,10 +50,32 @@ def _is_output(path: str) -> bool:
 
 
 def _titled(text: Text, path: str) -> Text:
-    visible, at = [], 0
-    for found in _CONCEALED.finditer(text.text):
-        visible.append((at, found.start()))
-        at = found.end()
-    visible.append((at, len(text.text)))
-    spans = tuple((start, end) for start, end in visible if start < end)
-    return replace(text, title=PurePosixPath(path).name, visible=spans)
+    return replace(text, title=PurePosixPath(path).name, visible=tuple(_shown(text.text)))
+
+
+def _shown(text: str) -> Iterator[Span]:
+    """Yields what a terminal shows: all that is not concealed (SGR 8 until 28 or 0; ECMA-48, 8.3.117)."""
+    at, concealed = 0, False
+    for mark in _RENDITION.finditer(text):
+        before, concealed = concealed, _concealed(mark[1].split(";"), concealed)
+        if concealed and not before and mark.start() > at:
+            yield at, mark.start()
+        if before and not concealed:
+            at = mark.end()
+    if not concealed and at < len(text):
+        yield at, len(text)
+
+
+def _concealed(parameters: Sequence[str], before: bool) -> bool:
+    """Says whether text is concealed behind a sequence with these parameters."""
+    concealed, position = before, 0
+    while position < len(parameters):
+        parameter = parameters[position].lstrip("0")
+        if parameter in ("38", "48", "58"):  # a colour: its own parameters mean nothing else
+            position += _COLOURS.get("".join(parameters[position + 1 : position + 2]), 0)
+        elif parameter == "8":
+            concealed = True
+        elif parameter in ("", "28"):
+            concealed = False
+        position += 1
+    return concealed

@@ -6,14 +6,14 @@ Nothing in a document is ever followed as an order; documents are read, searched
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from conductor.v1 import researcher_pb2
 
 from services.common.errors import Reason, Refusal
 from services.researcher import parts
-from services.researcher.answer import Quote, direct, group, quotes
+from services.researcher.answer import direct, group, quotes
 from services.researcher.citing import Citing
 from services.researcher.closeness import answering, closest
 from services.researcher.contradictions import contradictions
@@ -86,13 +86,12 @@ class Tools:
     model: Model | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sought:
-    """What was found for one part: its terms, and the findings, best first."""
+    """What was found for one part: numbers of findings, best first."""
 
     part: Part
-    terms: Sequence[Term]
-    findings: Sequence[int]
+    findings: list[int] = field(default_factory=list)
 
 
 def answer(question: Question, tools: Tools, watch: Watch, journal: Journal) -> researcher_pb2.ResearchResult:
@@ -118,7 +117,7 @@ class _Run:
         self._citing = Citing(self._found_in, watch, journal)
         self._sought: list[Sought] = []
         self._model: ModelRun | None = None
-        self._partial = False
+        self._partial = self._cancelled = False
 
     def answer(self, chosen: Sequence[Chosen]) -> researcher_pb2.ResearchResult:
         try:
@@ -126,7 +125,7 @@ class _Run:
         except OutOfTime:
             self._journal.spend("wall_time", "The time was over before the search was complete.")
         except Cancelled:
-            self._partial = True
+            self._partial = self._cancelled = True
             self._journal.miss(Kind.GAP_KIND_CANCELLED, "", "The research was cancelled before its end.")
         finally:
             for view in self._views.values():
@@ -140,14 +139,24 @@ class _Run:
         self._open(chosen, tuple(part.query for part in planned))
         passages = sum(view.passages for view in self._views.values())
         self._result.usage.passages = self._journal.usage.passages = passages
+        self._sought = [Sought(part) for part in planned]
         self._journal.begin(f"Searching {_counted(passages, 'passage')} for {_counted(len(planned), 'question')}.")
-        candidates = [self._look(part) for part in planned]
-        self._journal.begin("Checking the evidence against its sources.")
-        for part, (terms, found) in zip(planned, candidates, strict=True):
-            self._quote(part, terms, found)
+        candidates = []
+        # One after another, so that what was found for the first stands when the time ends at the second.
+        for left, sought in zip(range(len(planned), 0, -1), self._sought, strict=True):
+            terms, found = self._look(sought.part)
+            candidates.append(found)
+            self._quote(sought, terms, found, self._room(left))
         self._journal.begin("Making the answer.")
         if self._model is not None:
-            self._synthesize([found for _, found in candidates])
+            self._synthesize(candidates)
+
+    def _room(self, left: int) -> int:
+        """Returns how many findings the next part may have, when so many parts are left."""
+        room = self._question.max_findings - len(self._result.findings)
+        if not room:
+            self._journal.spend("max_findings", "There was no room for findings of all parts.")
+        return max(room // left, min(room, 1))
 
     def _plan(self, chosen: Sequence[Chosen]) -> tuple[Part, ...]:
         objective = self._question.objective
@@ -171,15 +180,21 @@ class _Run:
         return parts.parts_of(tuple(planned)) or own
 
     def _open(self, chosen: Sequence[Chosen], queries: tuple[str, ...]) -> None:
-        """Opens all sources at once; they wait for different things."""
+        """Opens all sources; those with an index in turn, which share a budget, the web beside them: it waits long."""
         watch = self._watch.until(INDEXING_SHARE)
 
         def one(each: Chosen) -> View:
-            inquiry = Inquiry(self._question.objective, queries, each.paths, self._question.limits)
+            limits = self._question.limits
+            if each.source.kind != SourceKind.SOURCE_KIND_WEB:
+                limits = self._journal.left(limits)
+            inquiry = Inquiry(self._question.objective, queries, each.paths, limits)
             return each.source.open(inquiry, watch, self._journal)
 
-        with ThreadPoolExecutor(len(chosen), "open") as pool:
-            opening = [pool.submit(one, each) for each in chosen]
+        with ThreadPoolExecutor(1, "open") as indexes, ThreadPoolExecutor(1, "open-web") as web:
+            opening = [
+                (web if each.source.kind == SourceKind.SOURCE_KIND_WEB else indexes).submit(one, each)
+                for each in chosen
+            ]
         # All have ended. What one raises must not leave the views of the others open.
         problems = []
         for each, future in zip(chosen, opening, strict=True):
@@ -254,20 +269,19 @@ class _Run:
                 detail = f"The word occurs nowhere in the {documents} documents that were searched."
                 self._journal.miss(Kind.GAP_KIND_TERM_ABSENT, term.word, detail)
 
-    def _quote(self, part: Part, terms: Sequence[Term], found: Sequence[Candidate]) -> None:
+    def _quote(self, sought: Sought, terms: Sequence[Term], found: Sequence[Candidate], limit: int) -> None:
         """Takes the best quotes of a part as findings, those another part has already by their number."""
-        ranked = quotes(found, terms, self._tools.analyzer, self._watch)
-        groups = group(ranked, self._question.max_findings)
+        groups = group(quotes(found, terms, self._tools.analyzer, self._watch), limit)
         self._tell(found, {(quote.document.uri, quote.start, quote.end) for each in groups for quote in each})
-        findings: dict[int, Quote] = {}
         for each in groups:
-            number = self._citing.add(each, self._result)
-            if number is not None:
-                findings.setdefault(number, each[0])
-        self._sought.append(Sought(part, terms, tuple(findings)))
-        for number, quote in list(findings.items())[:1]:
-            sentence = direct(quote, terms, self._tools.analyzer)
-            self._result.answer.add(text=" ".join(sentence.split()), findings=[number])
+            added = self._citing.add(each, self._result)
+            if added is None or added[0] in sought.findings:
+                continue
+            number, quote = added
+            if not sought.findings:
+                sentence = direct(quote, terms, self._tools.analyzer)
+                self._result.answer.add(text=" ".join(sentence.split()), findings=[number])
+            sought.findings.append(number)
 
     def _tell(self, found: Sequence[Candidate], kept: set[tuple[str, int, int]]) -> None:
         for candidate in found:
@@ -284,7 +298,7 @@ class _Run:
         texts = [sought.part.text for sought in self._sought]
         synthesis = Synthesis(run, self._question.objective, texts, self._tools.analyzer)
         try:
-            made = synthesis.make(found, self._citing, self._watch, self._journal)
+            made = synthesis.make(found, self._question.max_findings, self._citing, self._watch, self._journal)
         except ModelFailed as failed:
             self._model_failed(failed)
             return
@@ -292,10 +306,8 @@ class _Run:
             self._journal.asked(run.name, run.usage)
         if made.findings:
             made.put_into(self._result)
-            self._sought = [
-                Sought(sought.part, sought.terms, numbers)
-                for sought, numbers in zip(self._sought, made.by_part, strict=True)
-            ]
+            for sought, numbers in zip(self._sought, made.by_part, strict=True):
+                sought.findings = numbers
 
     def _model_failed(self, failed: ModelFailed) -> None:
         detail = f"{failed} The answer is made of quotes."
@@ -321,6 +333,8 @@ class _Run:
         result.usage.CopyFrom(journal.usage)
 
     def _nothing(self, what: str) -> str:
+        if self._cancelled:
+            return f"Nothing that answers {what} was found before it was cancelled."
         if "wall_time" in self._journal.spent:
             return f"Nothing that answers {what} was found in the time there was."
         return f"Nothing in the {self._journal.usage.documents} documents that were searched answers {what}."

@@ -2,8 +2,8 @@
 
 The vectors are those of WordLlama (l2_supercat, 256 dimensions), which travel in its package: nothing is downloaded.
 The package's files are read, its code is not imported: that sets up logging and can download. A text is the mean of
-its words' pieces, each word for itself; that is more than twice as fast as cutting the whole text into pieces, and
-finds a little more (`make eval-research`).
+its words' pieces, each word for itself: that takes a third of the CPU time of cutting the whole text into pieces, and
+found no less (recall at 10 of 200 questions .395 and .375, which is within chance).
 """
 
 import importlib.metadata

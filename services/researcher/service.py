@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from conductor.v1 import researcher_pb2, researcher_pb2_grpc
@@ -21,6 +23,7 @@ FULL_NAME = researcher_pb2.DESCRIPTOR.services_by_name["Researcher"].full_name
 ANSWER_SHARE = 0.9  # of the caller's deadline; the rest brings the result to the caller
 INDEX_S = 24 * 3600.0  # an index may take long; whoever asks for it can hang up
 VERIFY_S = 60.0
+LONG = 16  # indexings, removals and verifications at once; more of them wait
 
 Event = researcher_pb2.ResearchResponse
 T = TypeVar("T")
@@ -34,6 +37,8 @@ class Researcher(researcher_pb2_grpc.ResearcherServicer):
         self._registry = registry
         self._tools = tools
         self._runs = runs
+        # Indexing may take hours; looks at sources and records have other threads.
+        self._threads = ThreadPoolExecutor(LONG, "sources")
 
     async def Research(self, request: researcher_pb2.ResearchRequest, context: Context) -> AsyncIterator[Event]:
         """Streams what happens, then the result. A caller that hangs up stops the work at its next look."""
@@ -73,7 +78,7 @@ class Researcher(researcher_pb2_grpc.ResearcherServicer):
     ) -> researcher_pb2.VerifyCitationResponse:
         """Reads a citation's source again."""
         watch = Watch(min(VERIFY_S, context.time_remaining() or VERIFY_S))
-        return await _stoppable(watch, lambda: verify(request.citation, self._registry, watch))
+        return await self._stoppable(watch, lambda: verify(request.citation, self._registry, watch))
 
     async def AddSource(self, request: researcher_pb2.AddSourceRequest, context: Context) -> researcher_pb2.Source:
         """Adds a source."""
@@ -105,7 +110,7 @@ class Researcher(researcher_pb2_grpc.ResearcherServicer):
                 text = f"The time was over before all of {source.name} was indexed; the next call goes on from there."
                 raise Refusal(Reason.ERROR_REASON_WORKER_TIMEOUT, text, source=source.name) from None
 
-        work = asyncio.create_task(_stoppable(watch, index))
+        work = asyncio.create_task(self._stoppable(watch, index))
         work.add_done_callback(lambda _: told.put_nowait(None))
         try:
             while (message := await told.get()) is not None:
@@ -119,7 +124,7 @@ class Researcher(researcher_pb2_grpc.ResearcherServicer):
         self, request: researcher_pb2.RemoveSourceRequest, context: Context
     ) -> researcher_pb2.RemoveSourceResponse:
         """Removes an added source."""
-        await asyncio.to_thread(self._registry.remove, request.name)
+        await self._stoppable(Watch(VERIFY_S), lambda: self._registry.remove(request.name))
         return researcher_pb2.RemoveSourceResponse()
 
     def _question(self, request: researcher_pb2.ResearchRequest) -> Question:
@@ -149,16 +154,15 @@ class Researcher(researcher_pb2_grpc.ResearcherServicer):
         remaining = context.time_remaining()
         return asked if remaining is None or request.keep_going else min(asked, remaining * ANSWER_SHARE)
 
+    async def _stoppable(self, watch: Watch, work: Callable[[], T]) -> T:
+        """Runs something long in a thread; a caller that hangs up stops it at its next look."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
+        except Cancelled:
+            raise asyncio.CancelledError from None
+        finally:
+            watch.cancel()
+
 
 def _least(asked: int, most: int) -> int:
     return min(asked or most, most)
-
-
-async def _stoppable(watch: Watch, work: Callable[[], T]) -> T:
-    """Runs something in a thread; a caller that hangs up stops it at its next look."""
-    try:
-        return await asyncio.to_thread(work)
-    except Cancelled:
-        raise asyncio.CancelledError from None
-    finally:
-        watch.cancel()

@@ -43,8 +43,10 @@ class Synthesis:
         self._parts = parts
         self._analyzer = analyzer
 
-    def make(self, found: Sequence[Sequence[Candidate]], citing: Citing, watch: Watch, journal: Journal) -> Made:
-        """Returns the claims that hold. Raises ModelFailed when none does, OutOfTime, Cancelled."""
+    def make(
+        self, found: Sequence[Sequence[Candidate]], most: int, citing: Citing, watch: Watch, journal: Journal
+    ) -> Made:
+        """Returns the claims that hold, at most so many. Raises ModelFailed when none does, OutOfTime, Cancelled."""
         given = list(_in_turn(found))[:MAX_EVIDENCE]
         evidence = [_evidence(number, each) for number, each in enumerate(given, 1)]
         made = self._run.synthesize(self._objective, self._parts, evidence, watch.until(SHARE))
@@ -52,7 +54,7 @@ class Synthesis:
         for dropped in verdict.dropped:
             journal.miss(Kind.GAP_KIND_CLAIM_DROPPED, dropped.text, dropped.why)
         result = Made([[] for _ in self._parts])
-        for kept in verdict.kept:
+        for kept in verdict.kept[:most]:
             finding = _finding(kept, given, citing)
             if len(finding.citations) < len(kept.quotes):  # it may rest on the very one that is missing
                 detail = "A quote of it does not stand in the source any more."

@@ -19,12 +19,12 @@ def verify(citation: researcher_pb2.Citation, registry: Registry, watch: Watch) 
         return _missing("No source that is configured now holds it.")
     try:
         original = source.original(citation.uri, watch)
+        start = _where(original.text, citation, watch)
     except (Unreadable, Refusal) as problem:
         return _missing(str(problem))
     except OutOfTime:
         return _missing("It could not be read in time.")
     answer = Answer(source_sha256=original.sha256)
-    start = _where(original.text, citation)
     if start is None:
         answer.state = State.CITATION_STATE_QUOTE_NOT_FOUND
         answer.detail = "The quote does not stand in what a reader of the source sees now."
@@ -43,16 +43,21 @@ def verify(citation: researcher_pb2.Citation, registry: Registry, watch: Watch) 
     return answer
 
 
-def _where(text: Text, citation: researcher_pb2.Citation) -> int | None:
-    """Returns where the quote stands: at its locator, else the visible place nearest to it."""
+def _where(text: Text, citation: researcher_pb2.Citation, watch: Watch) -> int | None:
+    """Returns where the quote stands: at its locator, else the visible place nearest to it. Raises OutOfTime."""
     quote, wanted = citation.quote, citation.locator.char_start
-    places = []
-    found = text.text.find(quote)
-    while found >= 0:
-        if visible(text, found, found + len(quote)):
-            places.append(found)
-        found = text.text.find(quote, found + 1)
-    return min(places, key=lambda place: abs(place - wanted), default=None)
+    behind = text.text.find(quote, wanted)
+    while behind >= 0 and not visible(text, behind, behind + len(quote)):
+        watch.check()
+        behind = text.text.find(quote, behind + 1)
+    if behind == wanted:
+        return behind
+    before = text.text.rfind(quote, 0, wanted + len(quote))
+    while before >= 0 and not visible(text, before, before + len(quote)):
+        watch.check()
+        before = text.text.rfind(quote, 0, before + len(quote) - 1)
+    found = [place for place in (behind, before) if place >= 0]
+    return min(found, key=lambda place: abs(place - wanted), default=None)
 
 
 def _missing(detail: str) -> Answer:

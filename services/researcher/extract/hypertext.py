@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from services.researcher.extract.hiding import hides
 from services.researcher.extract.parts import Bounds, Broken, Items, Part
 
 CLOCK = (2.0, 1e-6)  # CPU seconds for one page, and for each byte; ordinary markup takes about 0.4e-6 a byte
@@ -26,16 +27,6 @@ _GAPS = ("", " ", " | ", "\n", "\n\n")  # white space between two words, each st
 _LINES = dict.fromkeys(("li", "dt", "dd", "tr"), "\n")
 _AFTER = dict.fromkeys(_BLOCKS.split(), "\n\n") | _LINES
 _BEFORE = _AFTER | {"br": "\n", "td": " | ", "th": " | "}
-_HIDING = re.compile(
-    r"(?:^|[;{\s])(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|opacity\s*:\s*0*\.?0+\s*(?:[;!}]|$)"
-    r"|font-size\s*:\s*0|color\s*:\s*transparent|transform\s*:\s*scale\(\s*0"
-    # moved off the screen, or cut to nothing
-    r"|(?:left|right|top|bottom|text-indent|margin(?:-left|-top)?)\s*:\s*-\s*(?:\d{4,}(?:px|pt)|\d{3,}(?:r?em|%|v[wh]))"
-    r"|clip\s*:\s*rect\(\s*[01](?:px)?\b|clip-path\s*:\s*inset\(\s*(?:50|100)%)",
-    re.I,
-)
-_NO_ROOM = re.compile(r"(?:^|[;{\s])(?:max-)?(?:width|height)\s*:\s*0(?:px|em|rem|%)?\s*(?:[;!}]|$)", re.I)
-_CUT = re.compile(r"overflow(?:-[xy])?\s*:\s*(?:hidden|clip)", re.I)
 PRESCAN_BYTES = 1024  # where a page must name its encoding
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.I)
 _SPACE = re.compile(r"\s+")
@@ -140,15 +131,10 @@ def _hidden_by_attribute(tree: LexborHTMLParser) -> Iterator[int]:
         if (
             "hidden" in given
             or (given.get("aria-hidden") or "").strip().lower() == "true"
-            or _hides(given.get("style") or "")
+            or hides(given.get("style") or "")
             or (node.tag == "dialog" and "open" not in given)
         ):
             yield node.mem_id
-
-
-def _hides(style: str) -> bool:
-    """Says whether declarations keep a reader from seeing the text of what they apply to."""
-    return bool(_HIDING.search(style) or (_NO_ROOM.search(style) and _CUT.search(style)))
 
 
 def _hidden_by_style(tree: LexborHTMLParser) -> Iterator[int]:
@@ -156,7 +142,7 @@ def _hidden_by_style(tree: LexborHTMLParser) -> Iterator[int]:
     for sheet in tree.css("style"):
         rules = _AT_BLOCK.sub("", _CSS_COMMENT.sub("", sheet.text() or ""))
         for selector, body in _RULE.findall(rules):
-            if _hides(body):
+            if hides(body):
                 yield from _matches(tree, selector.strip())
 
 

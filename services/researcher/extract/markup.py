@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from services.researcher.documents import Heading, Outline, Span, Text, Unreadable
 from services.researcher.extract import code, rows
+from services.researcher.extract.elements import OPEN_TAG, Elements, hidden, may_hide
 from services.researcher.watch import Watch
 
 MAX_HEADING = 200  # characters kept of a heading or title; a longer line is no heading
@@ -36,10 +37,10 @@ def read(name: str, kind: str, data: bytes, watch: Watch) -> Text:
     text = decode(data)
     if kind == "rows":
         return rows.read(name, text, watch)
-    headings, hidden = _MARKUP.get(kind, _plain)(text, watch)
+    headings, unseen = _MARKUP.get(kind, _plain)(text, watch)
     outline = Outline(headings)
     first = min(outline.headings, key=lambda heading: heading.level, default=None) if kind != "code" else None
-    return Text(text, first.text if first else name, outline, tuple(_rest(hidden, len(text))))
+    return Text(text, first.text if first else name, outline, tuple(_rest(unseen, len(text))))
 
 
 def words(text: str) -> str:
@@ -47,10 +48,10 @@ def words(text: str) -> str:
     return " ".join(text[:MAX_HEADING].split())
 
 
-def _rest(hidden: Iterable[Span], length: int) -> Iterator[Span]:
+def _rest(unseen: Iterable[Span], length: int) -> Iterator[Span]:
     """Yields what the hidden spans leave of [0, length)."""
     position = 0
-    for start, end in hidden:
+    for start, end in unseen:
         if start > position:
             yield position, start
         position = max(position, end)
@@ -72,14 +73,16 @@ _MARKDOWN = re.compile(
     r"|(?P<atx>\#{1,6})(?=[ \t\r\n]|\Z)[^\n]*"
     r"|(?P<setext>={2,}|-{3,})[ \t]*\r?$"
     r"|(?P<definition>\[[^\^\]\n][^\]\n]{0,200}\]:)[^\n]*)"
-    r"|(?<!`)(?P<comment><!--)"
-    r"|(?<!`)<(?P<tag>script|style|template)\b",
+    r"|(?P<comment><!--)"
+    r"|<(?P<tag>script|style|template)\b"
+    rf"|{OPEN_TAG}",
     re.M | re.I | re.X,
 )
 # What every mark begins with: found many times faster, so that a long text does not hold other threads. Two patterns,
 # since one that begins with a fixed character is found several times faster than one that begins with either of two.
 _LINE_HINT = re.compile(r"\n {0,3}(?:#|```|~~~|==|---|\[)")
 _TAG_HINT = re.compile(r"<(?:!-|[sS][cCtT]|[tT][eE])")
+_ANY_TAG_HINT = re.compile(r"<(?:!-|[a-zA-Z])")  # where some tag may hide what its element holds
 _CLOSING = {name: re.compile(rf"</{name}\b[^>\n]{{0,20}}>", re.I) for name in ("script", "style", "template")}
 _CLOSING["comment"] = re.compile("-->")
 
@@ -87,21 +90,24 @@ _CLOSING["comment"] = re.compile("-->")
 class _Markdown:
     """One pass over markdown: jumps from mark to mark."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, watch: Watch) -> None:
         self.text = text
         self.headings: list[Heading] = []
         self.hidden: list[Span] = []
+        self._elements = Elements(text)
+        self._watch = watch
         self._fence = ""  # the run of characters that closes the fence we are in
-        self._line, self._tag = 0, self._search(_TAG_HINT, 0)  # next places where a mark may begin; -1: there is none
+        self._tags = _ANY_TAG_HINT if may_hide(text) else _TAG_HINT
+        self._line, self._tag = 0, self._search(self._tags, 0)  # next places where a mark may begin; -1: there is none
         self._unclosed: set[str] = set()  # what is never closed from here on: not searched for again
 
-    def read(self, watch: Watch) -> Marks:
+    def read(self) -> Marks:
         at = self._front_matter()
         for number in itertools.count():
             if at < 0:
                 break
             if number % CHECK_EVERY == 0:
-                watch.check()
+                self._watch.check()
             mark = _MARKDOWN.match(self.text, at)
             if mark:
                 at = self._take(mark)
@@ -115,7 +121,7 @@ class _Markdown:
         if 0 <= self._line <= position:  # where we stand, a line was tried already
             self._line = self._search(_LINE_HINT, position)
         if 0 <= self._tag < position:
-            self._tag = self._search(_TAG_HINT, position)
+            self._tag = self._search(self._tags, position)
         return min(self._line, self._tag) if self._line >= 0 and self._tag >= 0 else max(self._line, self._tag)
 
     def _search(self, hint: re.Pattern[str], position: int) -> int:
@@ -142,9 +148,18 @@ class _Markdown:
             self._underline(mark)
         elif mark["definition"]:
             self.hidden.append(mark.span())
-        else:
+        elif mark["element"]:
+            return self._element(mark)
+        elif not self._elements.in_code(mark.start()):
             return self._hide(mark, (mark["tag"] or "comment").lower())
         return mark.end()
+
+    def _element(self, mark: re.Match[str]) -> int:
+        if not hidden(mark[0]) or self._elements.in_code(mark.start()):
+            return mark.start() + 1
+        end = self._elements.end(mark["element"], mark.start(), mark.end(), self._watch)
+        self.hidden.append((mark.start(), end))
+        return end
 
     def _toggle(self, mark: re.Match[str]) -> int:
         run = mark["fence"]
@@ -177,32 +192,54 @@ class _Markdown:
 
 
 def _markdown(text: str, watch: Watch) -> Marks:
-    return _Markdown(text).read(watch)
+    return _Markdown(text, watch).read()
 
 
 # reStructuredText: a section title is a line over a run of one punctuation character; a comment is `..` that is no
-# directive, target, footnote or substitution, with the indented block below it.
-_RST_HINT = re.compile(r"\n(?:(?P<comment>\.\.)[ \t\r\n]|(?P<under>[=\-~^\"'`#*+.:_]){3})")
+# directive, target, footnote or substitution, with the indented block below it. What goes raw into the page is left out
+# too: a reader sees part of it, or nothing.
+_RST_HINT = re.compile(r"\n(?:(?P<unseen>[ \t]*+\.\.[ \t\r\n])|(?P<under>[=\-~^\"'`#*+.:_]){3})")
 _RST_TITLE = re.compile(r"(?P<title>\S[^\n]{0,199})\n(?P<under>(\S)\3{2,})[ \t]*\r?(?=\n|\Z)")
-_RST_COMMENT = re.compile(r"\.\.(?=[ \t\r\n])(?![ \t]+(?:[\w:.+-]+::|_|\[|\|))[^\n]*(?:\n(?:[ \t][^\n]*|(?=\r?\n)))*")
+_RST_UNSEEN = re.compile(
+    r"(?:\.\.(?=[ \t\r\n])(?![ \t]+(?:[\w:.+-]+::|_|\[|\|))"
+    r"|(?P<indent>[ \t]*+)\.\.[ \t]+(?:\|[^|\n]{1,200}\|[ \t]+)?raw::)[^\n]*",
+    re.I,
+)
+_RST_LINE = re.compile(r"\n(?P<indent>[ \t]*+)(?P<words>\S?)[^\n]*")
 
 
 def _rst(text: str, watch: Watch) -> Marks:
     headings: list[Heading] = []
-    hidden: list[Span] = []
+    unseen: list[Span] = []
     levels: dict[str, int] = {}  # by first appearance
-    position = 0
+    position = _unseen(text, 0, unseen, watch)
     while hint := _RST_HINT.search(text, position):
         watch.check()
         position = hint.start() + 1
-        if hint["comment"]:
-            if comment := _RST_COMMENT.match(text, position):
-                hidden.append(comment.span())
-                position = comment.end()
+        if hint["unseen"]:
+            position = _unseen(text, position, unseen, watch)
         elif heading := _section(text, hint.start(), levels):
             headings.append(heading)
             position = heading.end
-    return headings, hidden
+    return headings, unseen
+
+
+def _unseen(text: str, start: int, unseen: list[Span], watch: Watch) -> int:
+    """Takes the comment or raw block that begins with a line, if one does, and returns where to go on."""
+    first = _RST_UNSEEN.match(text, start)
+    if first is None:
+        return start
+    indent, end, position = len((first["indent"] or "").expandtabs()), first.end(), first.end()
+    for number in itertools.count():
+        if number % CHECK_EVERY == 0:
+            watch.check()
+        line = _RST_LINE.match(text, position)
+        if line is None or (line["words"] and len(line["indent"].expandtabs()) <= indent):
+            break
+        position = line.end()
+        end = position if line["words"] else end
+    unseen.append((start, end))
+    return end
 
 
 def _section(text: str, end: int, levels: dict[str, int]) -> Heading | None:

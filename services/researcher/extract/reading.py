@@ -72,12 +72,17 @@ def _plain(path: str, what: str, data: bytes, watch: Watch) -> Text | Unreadable
 
 
 def parsed(name: str, wanted: str | None, data: bytes, parsers: Parsers, watch: Watch) -> Iterator[Found]:
-    """Yields what a parser process makes of a file, checked; of one member when it is named. Raises as `documents`."""
+    """Yields what a parser process makes of a file, checked. Raises as `documents`.
+
+    Args:
+        wanted: the one member to read; it is read by a process that has read no other document, so that none of them
+            can have a say in it. None for all.
+    """
     progress = _Progress()
     for _ in range(MAX_DEATHS):
         try:
             head = {"name": name, "wanted": wanted, "after": progress.after}
-            for answer, body in parsers.parse(head, data, watch):
+            for answer, body in parsers.parse(head, data, watch, alone=wanted is not None):
                 try:
                     member, found = progress.take(name, answer, body)
                 except (KeyError, TypeError, ValueError):

@@ -93,7 +93,7 @@ class Catalogue:
                 self.db.execute(_SCHEMA)
                 for name, value in (("form", form), ("id", secrets.token_hex(8)), ("next", 1)):
                     self.note(name, value)
-                for name in ("generation", "words", "buried"):
+                for name in ("generation", "words", "buried", "whole"):
                     self.note(name, 0)
 
     def close(self) -> None:

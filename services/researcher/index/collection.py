@@ -64,7 +64,8 @@ class Collection:
         self._kept = None if encoder is None else Kept(self._store.folder, encoder)
         self._turn = threading.Lock()  # held by the thread that syncs
         self._begun = self._ended = 0  # syncs of the whole that began; the newest of them that came to its end
-        self._suspect = False  # a search met damage
+        self._ended_in = ""  # id of the index into which it did
+        self._suspect: str | None = None  # id of an index in which a search met damage; "" when it cannot be opened
 
     # A source
 
@@ -73,16 +74,17 @@ class Collection:
         paths = [path.strip("/") for path in inquiry.paths]
         named = [] if "" in paths else [self._origin.confirm(path) for path in paths]
         keys = _outermost(key for key, _ in named)
-        outcome = self._fresh(keys or [""], inquiry.limits, watch, notes)
+        outcome, snapshot = self._caught_up(keys or [""], inquiry.limits, watch, notes)
         for budget, detail in outcome.spent.items():
             notes.spend(budget, detail)
-        try:
-            snapshot = self._store.snapshot()
-        except (Absent, Damaged):
+        if snapshot is None:
             return self._empty()
-        self._tell_gaps(snapshot, keys or [""], notes)
-        view = self._view(snapshot, named, notes)
-        view.complete = outcome.complete
+        with contextlib.ExitStack() as held:
+            held.callback(snapshot.close)
+            self._tell_gaps(snapshot, keys or [""], notes)
+            view = self._view(snapshot, named, notes)
+            view.complete = outcome.complete
+            held.pop_all()  # the view closes it
         return view
 
     def original(self, uri: str, watch: Watch) -> Original:
@@ -105,14 +107,12 @@ class Collection:
         source.CopyFrom(self._about)
         source.name, source.kind = self.name, self.kind
         source.index_bytes = self._store.size()
-        with contextlib.suppress(Absent, Damaged):
-            snapshot = self._store.snapshot()
+        with contextlib.suppress(Absent, Damaged), contextlib.closing(self._store.snapshot()) as snapshot:
             totals = snapshot.totals
             source.documents, source.unreadable = totals.documents, totals.unreadable
             source.passages, source.bytes = totals.passages, totals.bytes
             if indexed := snapshot.catalogue.fact("indexed_ns"):
                 source.indexed_at.FromNanoseconds(indexed)
-            snapshot.close()
         return source
 
     # An index
@@ -125,19 +125,18 @@ class Collection:
 
         with watch.holding(self._turn), self._full_disk_refused(), self._store.writing(watch):
             outcome = self._sync([""], None, watch, lambda _, __: None, tell, lambda _: None, thorough=True)
-        with contextlib.suppress(Absent, Damaged):
-            snapshot = self._store.snapshot()
+        with contextlib.suppress(Absent, Damaged), contextlib.closing(self._store.snapshot()) as snapshot:
             for key, member, kind, detail in snapshot.catalogue.gaps(""):
                 gap = researcher_pb2.Gap(kind=kind, subject=uri_of(self.name, key, member), detail=detail)
                 told(researcher_pb2.IndexSourceResponse(gap=gap))
-            snapshot.close()
         if not outcome.complete:
             raise OutOfTime
 
     def drop(self) -> None:
         """Removes the index. Raises Refusal when somebody is writing it for long."""
+        watch = Watch(DROP_S)
         try:
-            with self._turn, self._store.writing(Watch(DROP_S)):
+            with watch.holding(self._turn), self._store.writing(watch):
                 self._store.clear()
                 self._ended = 0
         except OutOfTime:
@@ -150,13 +149,45 @@ class Collection:
 
     # How
 
+    def _caught_up(
+        self, keys: Sequence[str], limits: Limits, watch: Watch, notes: Notes
+    ) -> tuple[Outcome, Snapshot | None]:
+        """Brings the index up to date and opens it; once more when it is damaged, gone or another's new one then."""
+        for last in (False, True):
+            outcome = self._fresh(keys, limits, watch, notes)
+            try:
+                snapshot = self._store.snapshot()
+            except Damaged as error:
+                log.warning("the index of %s cannot be opened: %s", self.name, error)
+                self._suspect = ""
+            except Absent:
+                self._ended = 0
+            else:
+                same = snapshot.id == outcome.index
+                if same or last or not outcome.index:
+                    outcome.complete = outcome.complete and same
+                    return outcome, snapshot
+                snapshot.close()
+            if not outcome.index:
+                break  # nobody may write it now, so that another try ends as this one
+        outcome.complete = False
+        detail = "Its index cannot be opened, and nothing of it was searched. Ask again; if it stays so, index it anew."
+        notes.miss(Kind.GAP_KIND_UNREADABLE, self.name, detail)
+        return outcome, None
+
+    def _settled(self, asked: int) -> bool:
+        """Says whether the index holds all there is, as far as that is known without a walk; only in one's turn."""
+        if not self._ended or self._suspect is not None or self._store.whole() != self._ended_in:
+            return False
+        return self._ended > asked or not self._origin.changed()
+
     def _fresh(self, keys: Sequence[str], limits: Limits, watch: Watch, notes: Notes) -> Outcome:
         """Brings the index up to date unless nothing changed since that was done."""
         asked = self._begun
         try:
             with watch.until(WAITING_SHARE).holding(self._turn):
-                if self._ended and not self._suspect and (self._ended > asked or not self._origin.changed()):
-                    return Outcome()
+                if self._settled(asked):
+                    return Outcome(index=self._ended_in)
                 with self._store.writing(watch.until(WAITING_SHARE)):
                     return self._sync(keys, limits, watch, self._listed(notes), lambda _: None, notes.read)
         except OutOfTime:
@@ -185,35 +216,49 @@ class Collection:
         """Syncs; only while writing. An index that is damaged is built anew."""
         whole = keys == [""]
         self._begun += whole
+        if whole:
+            self._ended = 0  # what is cut short leaves the index behind, though nothing changes afterwards
         for last in (False, True):
             update = None
             try:
-                update = self._update()
+                update = self._update(anew=last, thorough=thorough)
                 outcome = Sync(self.name, self._origin, update, limits, listed, told, read).run(keys, watch)
-                self._tend(update, watch, outcome, whole, thorough)
+                outcome.index = str(update.catalogue.fact("id"))
+                ended = self._tend(update, watch, outcome, whole, thorough)
             except (Damaged, apsw.CorruptError, apsw.NotADBError) as error:
                 if last:
                     raise OSError(f"the index is damaged again and again: {error}") from None
                 log.warning("the index of %s cannot be used and is built anew: %s", self.name, error)
-                self._suspect = True
             else:
-                if whole and outcome.complete:
-                    self._ended = self._begun
+                if ended:
+                    self._ended, self._ended_in = self._begun, outcome.index
                 return outcome
             finally:
                 if update is not None:
                     update.close()
         raise AssertionError("unreachable")
 
-    def _update(self) -> Update:
-        if self._suspect:
+    def _update(self, *, anew: bool, thorough: bool) -> Update:
+        if anew or ((thorough or self._suspect is not None) and self._spoilt()):
+            self._ended = 0
             self._store.clear()
             self._store.folder.mkdir(mode=0o700)
-            self._suspect = False
+        self._suspect = None
         return Update(self._store)
 
-    def _tend(self, update: Update, watch: Watch, outcome: Outcome, whole: bool, thorough: bool) -> None:
-        """Does what an index needs beside its documents."""
+    def _spoilt(self) -> bool:
+        """Says whether the index is damaged; what was suspected may have been built anew by another meanwhile."""
+        try:
+            with contextlib.closing(self._store.snapshot()) as snapshot:
+                return snapshot.id == self._suspect
+        except Absent:
+            return False
+        except Damaged:
+            return True
+
+    def _tend(self, update: Update, watch: Watch, outcome: Outcome, whole: bool, thorough: bool) -> bool:
+        """Does what an index needs beside its documents. Says whether all of the origin is in it then."""
+        tended = False
         catalogue = update.catalogue
         now = time.time_ns()
         if whole and outcome.complete and abs(now - int(catalogue.fact("indexed_ns") or 0)) > NOTED_S * 1e9:
@@ -223,6 +268,11 @@ class Collection:
                 update.rebuild(watch)
             if self._kept is not None:
                 self._kept.extend(catalogue, watch)
+            tended = True
+        ended = whole and outcome.complete and tended
+        if whole and catalogue.fact("whole") != ended:
+            catalogue.note("whole", int(ended))
+        return ended
 
     def _tell_gaps(self, snapshot: Snapshot, keys: Sequence[str], notes: Notes) -> None:
         gaps = [gap for key in keys for gap in snapshot.catalogue.gaps(key)]
@@ -245,7 +295,7 @@ class Collection:
                 return snapshot.catalogue.passages(numbers, self.name)
 
         def damage(error: Exception) -> None:
-            self._suspect = True
+            self._suspect = snapshot.id
             log.warning("the index of %s is damaged: %s", self.name, error)
             detail = "Its index is damaged. It is built anew at the next research."
             notes.miss(Kind.GAP_KIND_UNREADABLE, self.name, detail)

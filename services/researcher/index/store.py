@@ -37,6 +37,7 @@ class Absent(Exception):
 class Snapshot:
     """The index as it stood at one moment. Its catalogue is for one thread at a time: hold `lock`."""
 
+    id: str  # of the index; another one when it was built anew
     catalogue: Catalogue
     words: Reader
     totals: Totals
@@ -80,6 +81,13 @@ class Store:
                 raise
         raise AssertionError("unreachable")
 
+    def whole(self) -> str | None:
+        """Returns the id of the index when the last sync of the whole, by whomever, came to its end; None otherwise."""
+        with contextlib.suppress(Absent, Damaged, apsw.Error), contextlib.closing(self._catalogue()) as catalogue:
+            if catalogue.fact("whole"):
+                return str(catalogue.fact("id"))
+        return None
+
     def _snapshot(self, catalogue: Catalogue) -> Snapshot:
         catalogue.db.execute("begin")
         if catalogue.fact("form") != self.form:
@@ -94,7 +102,7 @@ class Store:
                 if self._generation() > generation + 1:
                     self._reader = None
                     raise _Moved
-            return Snapshot(catalogue, self._reader[1], totals, threading.Lock())
+            return Snapshot(identity[0], catalogue, self._reader[1], totals, threading.Lock())
 
     def _index(self, identity: tuple[str, int]) -> tantivy.Index:
         if self._opened is None or self._opened[0] != identity:

@@ -22,9 +22,13 @@ Read = Callable[[Document], None]
 
 @dataclass(slots=True)
 class Outcome:
-    """How a sync went. `spent` names the budgets that ended it early, with what was left out."""
+    """How a sync went. `spent` names the budgets that ended it early, with what was left out.
+
+    `index` is the id of the index it brought up to date, "" when none was.
+    """
 
     complete: bool = True
+    index: str = ""
     progress: researcher_pb2.IndexProgress = field(default_factory=researcher_pb2.IndexProgress)
     spent: dict[str, str] = field(default_factory=dict)
 

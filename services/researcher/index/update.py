@@ -72,6 +72,7 @@ class Update:
         if not self._dirty:
             self.catalogue.db.execute("begin immediate")
             self._dirty = True
+            self.catalogue.note("whole", 0)  # until who syncs the whole says that all of it is in
             self._next = int(self.catalogue.fact("next"))
             self._burying = self.catalogue.dead()
             self._writer.remove(first for first, _ in self._burying)

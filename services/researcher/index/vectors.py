@@ -47,7 +47,9 @@ def nearest(
     if len(signs) > limit * NEAR:
         distance = _distance(signs, sign[0])
         bound = np.searchsorted(np.cumsum(np.bincount(distance)), limit * NEAR)
-        rows = np.flatnonzero(distance <= bound)[: limit * NEAR * 4]
+        # All that are nearer, whatever stands in front of them; of those just as far, as many as may be ranked.
+        nearer, as_far = np.flatnonzero(distance < bound), np.flatnonzero(distance == bound)
+        rows = np.sort(np.concatenate((nearer, as_far[: limit * NEAR * 4 - len(nearer)])))
     likeness = exact[rows].astype(np.float32) @ asked.astype(np.float32) / SCALE
     order = np.argsort(-likeness, kind="stable")[:limit]
     return [(float(likeness[each]), int(rows[each])) for each in order if likeness[each] > 0]

@@ -158,7 +158,7 @@ class _Opening:
         inquiry = self._inquiry
         named = [path for path in dict.fromkeys(inquiry.paths) if path]
         if len(named) == len(inquiry.paths) and named:
-            return named[: inquiry.limits.max_documents]
+            return self._affordable(named)
         source = self._source
         if not source.providers:
             detail = "No search provider is configured: add web.providers, or name the addresses of pages."
@@ -169,7 +169,13 @@ class _Opening:
         hits = Searching(source.providers, self._watch, self._notes).search(inquiry.queries, most)
         known = {_normal(url) for url in named}
         found = [hit.url for hit in hits if hit.url not in known]
-        return (named + found[: source.most_pages])[: inquiry.limits.max_documents]
+        return self._affordable(named + found[: source.most_pages])
+
+    def _affordable(self, urls: list[str]) -> list[str]:
+        most = self._inquiry.limits.max_documents
+        if len(urls) > most:
+            self._spend("max_documents", f"{len(urls) - most} pages are more than may be read, and were left out.")
+        return urls[:most]
 
     def _read(self, urls: Sequence[str], read: dict[int, Read]) -> None:
         if urls:
