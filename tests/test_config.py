@@ -39,6 +39,7 @@ OTHERS = {
     "CONDUCTOR_DRAIN": ([bad for bad in SECONDS[0] if bad != "0"], SECONDS[1]),
     "CONDUCTOR_KEEP_FOR": (SECONDS[0][1:], SECONDS[1]),
     "CONDUCTOR_KEEP_TASKS": (NUMBERS[0][1:], NUMBERS[1]),
+    "RESEARCHER_EXTRAS": (["Semantic", "all", "rerank semantic"], "names of rerank, semantic, separated by commas"),
     "TERMINAL_TIER": (["", "Best", " strong", "none", "weak"], "one of best, strong, standard, none-i-understand"),
 }
 FREE_TEXT = {"CONDUCTOR_INSTANCE", "RESEARCHER_ROOTS", "RESEARCHER_SOURCES", "TERMINAL_WORKSPACES", "TERMINAL_POLICY"}

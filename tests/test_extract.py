@@ -6,6 +6,7 @@ import gzip
 import io
 import random
 import tarfile
+import time
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from services.researcher.documents import Kind, Place, Text, Unreadable
-from services.researcher.extract import rows
+from services.researcher.extract import markup, rows
 from services.researcher.extract.kinds import SUFFIXES, kind, supported
 from services.researcher.extract.parsers import Parsers
 from services.researcher.extract.reading import document, documents
@@ -108,6 +109,93 @@ def test_rows_of_a_table_are_places_and_its_columns_their_heading(parsers: Parse
     assert headings(one(parsers, "numbers.csv", b"1,2\n3,4\n")) == [], "numbers are no names"
     assert headings(one(parsers, "t.tsv", b"a\tb\n1\t2\n")) == [(1, "a | b")]
     assert list(one(parsers, "empty.csv", b"").places) == []
+
+
+def shown(parsers: Parsers, name: str, content: str) -> str:
+    text = one(parsers, name, content.encode())
+    assert text.text == content
+    return "".join(content[start:end] for start, end in text.visible)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Real <span hidden>EVIL</span> words",
+        "Real <SPAN Aria-Hidden = 'TRUE'>EVIL</Span> words",
+        "Real <i style='display&colon; none'>EVIL</i> words",
+        "Real <i style='/* x */display:/**/none'>EVIL</i> words",
+        "Real <i style=opacity:0>EVIL</i> words",
+        'Real <i title="a>b<c" hidden>EVIL</i> words',
+        "Real <i title='x'hidden>EVIL</i> words",
+        "Real <span hidden><span>EVIL</span> EVIL</span > words",
+        "Real <div\nhidden\n>EVIL</div\n> words",
+        '<div style="left:-9999px">\n\n# EVIL\n\nEVIL\n\n<div>EVIL</div>\n\nEVIL\n=====\n\n</div>\n\nReal words',
+        "Real words\n\n<div hidden>\n\n# EVIL\n\nEVIL",
+        "Real <b hidden>EVIL\n\nwords",
+        "<p hidden>EVIL\n\nReal <b>words",
+        "Real <b hidden>`</b>` EVIL</b> words",
+        "Real ` <b hidden>EVIL</b> words",
+        "Real `` <b hidden>EVIL</b> ` words",
+        "Real \\` <b hidden>EVIL</b> \\` words",
+        "Real <img hidden> <b hidden>EVIL</b> words",
+        "Real <b hidden>EVIL</b> <b hidden>EVIL</b> words <b hidden>EVIL",
+    ],
+)
+def test_hidden_html_in_markdown(parsers: Parsers, content: str) -> None:
+    seen = shown(parsers, "a.md", content)
+    assert "EVIL" not in seen and "Real" in seen and "words" in seen
+    text = one(parsers, "a.md", content.encode())
+    assert headings(text) == [] and text.title == "a.md"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Use `<div hidden>` to hide, and `a <b hidden>` too. # words",
+        "```html\n<div hidden>\n```\nwords </div>",
+        "<div title='hidden style=display:none' data-hidden>words</div>",
+        "<p style='color: red'>words</p> <b aria-hidden=false>words</b>",
+        "a <b hidden and words </b>",
+        "<input type=hidden> words",
+    ],
+)
+def test_what_only_looks_like_hidden_html_is_shown(parsers: Parsers, content: str) -> None:
+    assert shown(parsers, "a.md", content) == content
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<p hidden>",
+        "<x{} hidden>",
+        "x <i hidden>\n\n",
+        "` <i hidden>",
+        '<a hidden b="',
+        '<a hidden " c="',
+        "<i hidden>`</i>`",
+    ],
+)
+def test_hostile_html_in_markdown_takes_linear_time(unit: str) -> None:
+    def cpu(units: int) -> float:
+        content = "".join(unit.format(number) for number in range(units)).encode()
+        began = time.thread_time()
+        markup.read("a.md", "markdown", content, Watch(60))
+        return time.thread_time() - began
+
+    cpu(1_000)
+    assert cpu(40_000) < 20 * max(cpu(5_000), 0.01)
+
+
+def test_raw_html_in_restructured_text(parsers: Parsers) -> None:
+    raw = ".. raw:: html\n\n   <b hidden>EVIL</b>\n\n   EVIL\n   ====\n"
+    assert shown(parsers, "a.rst", f"{raw}\nReal\n") == "\n\nReal\n"
+    nested = "- item\n\n  " + raw.replace("\n", "\n  ").rstrip()
+    content = f"Real\n====\n\n{raw}\n.. RAW:: html\n   :file: EVIL\n\nwords\n\n.. |x| raw:: html\n\n   EVIL\n\n{nested}\n\n  more\n"
+    seen = shown(parsers, "a.rst", content)
+    assert "EVIL" not in seen and "words" in seen and "  more\n" in seen
+    assert headings(one(parsers, "a.rst", content.encode())) == [(1, "Real")]
+    assert shown(parsers, "a.rst", ".. EVIL\n   EVIL\n\nReal\n").strip() == "Real", "in the first line too"
+    assert shown(parsers, "a.rst", ".. note:: words\n   words\n") == ".. note:: words\n   words\n"
 
 
 def test_rows_begin_where_the_csv_reader_says() -> None:

@@ -213,10 +213,23 @@ worker.main()
 """
 
 
-def test_an_idle_parser_ends_and_the_next_document_does_not_notice() -> None:
+def read(parsers: Parsers, page: str) -> str:
+    """Reads a page as one of many, not alone."""
+    ((_, found),) = documents("a.html", page.encode(), parsers, Watch(60))
+    assert isinstance(found, Text), found
+    return found.text
+
+
+def alone(parsers: Parsers, page: str) -> str:
+    """Reads a page as it is read to check a quote."""
+    return document("a.html", "", page.encode(), parsers, Watch(60)).text
+
+
+@pytest.mark.parametrize("how", [read, alone])
+def test_an_idle_parser_ends_and_the_next_document_does_not_notice(how: Callable[[Parsers, str], str]) -> None:
     parsers = Parsers(RESTING)
     for number in range(3):
-        assert document("a.html", "", f"<p>{number}".encode(), parsers, Watch(60)).text == str(number)
+        assert how(parsers, f"<p>{number}") == str(number)
         (pid,) = parsers.pids
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -230,7 +243,7 @@ def test_two_parsers_serve_many_threads() -> None:
 
     def read(number: int) -> None:
         for turn in range(10):
-            text = document("a.html", "", f"<p>{number} {turn}".encode(), parsers, Watch(60)).text
+            text = read(parsers, f"<p>{number} {turn}")
             assert text == f"{number} {turn}"
             texts.append(text)
             ids.update(parsers.pids)
@@ -243,6 +256,109 @@ def test_two_parsers_serve_many_threads() -> None:
     assert len(texts) == 80 and len(ids) <= module.PROCESSES
     parsers.close()
     assert parsers.pids == []
+
+
+# A parser that was taken over
+
+
+def started(script: str) -> str:
+    """A parser that says it is ready, and then does what it likes."""
+    return f"""
+import os, struct, sys, time, json
+def send(head, body=b""):
+    text = json.dumps(head).encode()
+    os.write(1, struct.pack(">IQ", len(text), len(body)) + text + body)
+send({{"missing": []}})
+{script}
+"""
+
+
+DEAF = started("time.sleep(1000)")
+LARGE = b"x" * 2_000_000  # more than a pipe holds
+
+
+def ended(parsers: Parsers, work: Callable[[], object]) -> BaseException | None:
+    """What a thread that works ends with; it must end."""
+    problem: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            work()
+        except BaseException as error:  # whatever it is, it is looked at below
+            problem.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+    assert parsers.pids == []
+    return problem[0] if problem else None
+
+
+def test_a_parser_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers = Parsers(DEAF)
+    watch = Watch(60)
+    threading.Timer(1, watch.cancel).start()
+    assert isinstance(ended(parsers, lambda: list(documents("a.html", LARGE, parsers, watch))), Cancelled)
+    late = ended(parsers, lambda: list(documents("a.html", LARGE, parsers, Watch(0.5))))
+    assert isinstance(late, OutOfTime)
+    monkeypatch.setattr(module, "SILENCE_S", 1)
+    found: list[object] = []
+    assert ended(parsers, lambda: found.extend(documents("a.html", LARGE, parsers, Watch(60)))) is None
+    assert "neither read nor said" in str(found)
+
+
+def test_a_parser_that_stops_reading_after_a_document_is_ended(attacked: Parsers) -> None:
+    end = "worker._send({'kind': 'end'}); time.sleep(1000)"
+    assert list(documents("a.html", end.encode(), attacked, Watch(60))) == []
+    watch = Watch(60)
+    threading.Timer(1, watch.cancel).start()
+    assert isinstance(ended(attacked, lambda: list(documents("a.html", LARGE, attacked, watch))), Cancelled)
+    assert do(attacked, "answer = 1") == "1"
+
+
+def test_a_parser_that_closes_its_output_and_stays_is_replaced(attacked: Parsers) -> None:
+    end = "worker._send({'kind': 'end'}); os.close(1); time.sleep(1000)"
+    assert list(documents("a.html", end.encode(), attacked, Watch(60))) == []
+    texts: list[str] = []
+    work = threading.Thread(target=lambda: texts.append(do(attacked, "answer = 1")), daemon=True)
+    work.start()
+    work.join(20)
+    assert texts == ["1"]
+
+
+def test_a_parser_that_ends_as_soon_as_it_is_ready_is_not_started_for_ever() -> None:
+    parsers = Parsers(started("sys.exit()"))
+    with pytest.raises(Unreadable):
+        document("a.html", "", LARGE, parsers, Watch(60))
+
+
+# From now on the parser answers every document with a forged text.
+TAKE_OVER = """
+def forge(read, head, data):
+    worker._tell(parts.Part("", "forged"))
+    worker._send({"kind": "end"})
+worker._answer = forge
+"""
+
+
+def test_what_is_read_alone_cannot_be_forged_by_another_document(attacked: Parsers) -> None:
+    do(attacked, TAKE_OVER)
+    assert do(attacked, "answer = 1") == "forged", "the next one, as docs/security.md says"
+    for number in range(3):
+        assert document("a.html", "", f"answer = {number}".encode(), attacked, Watch(60)).text == str(number)
+        assert document("a.html", "", TAKE_OVER.encode(), attacked, Watch(60)).text == "None", "nor by another like it"
+
+
+def test_a_parser_that_read_alone_is_gone_and_the_next_waits(attacked: Parsers) -> None:
+    first = document("a.html", "", b"answer = os.getpid()", attacked, Watch(60)).text
+    (waiting,) = attacked.pids
+    assert not Path(f"/proc/{first}").exists() and str(waiting) != first
+    assert document("a.html", "", b"answer = os.getpid()", attacked, Watch(60)).text == str(waiting)
+    attacked.close()
+    assert attacked.pids == [] and not Path(f"/proc/{waiting}").exists()
+    assert document("a.html", "", b"answer = 1", attacked, Watch(60)).text == "1", "after a close too"
+    assert attacked.pids == [], "and nothing is left behind"
 
 
 def test_an_answer_that_is_left_early_frees_its_parser() -> None:

@@ -301,7 +301,7 @@ def test_limits_of_what_is_read_anew(root: Path, tmp_path: Path) -> None:
         view.close()
 
 
-@pytest.mark.parametrize("cut", ["budget", "time", "cancel"])
+@pytest.mark.parametrize("cut", ["budget", "time", "cancel", "cancel at once"])
 def test_a_sync_that_was_cut_short_is_not_the_whole(root: Path, tmp_path: Path, cut: str) -> None:
     """Nothing changes behind it: the next one goes on all the same."""
     write_corpus(root, 3)
@@ -309,7 +309,8 @@ def test_a_sync_that_was_cut_short_is_not_the_whole(root: Path, tmp_path: Path, 
         opened(source)[0].close()
         write_corpus(root, 12)
         _cut_short(source, cut)
-        assert source._store.whole() is None
+        if cut != "cancel at once":  # nothing was written
+            assert source._store.whole() is None
         for _ in range(2):
             view, _ = opened(source)
             assert (view.documents, view.complete) == (12, True)
@@ -325,9 +326,13 @@ def _cut_short(source: FolderSource, cut: str) -> None:
         if len(notes.documents) == 3 and cut != "budget":
             raise Cancelled if cut == "cancel" else OutOfTime
 
-    notes.read = read  # type: ignore[method-assign]
+    def say(_: str) -> None:
+        if cut == "cancel at once":
+            raise Cancelled
+
+    notes.read, notes.say = read, say  # type: ignore[method-assign]
     inquiry = Inquiry("", (), (), Limits(3 if cut == "budget" else 100, 10**9, 0))
-    with pytest.raises(Cancelled) if cut == "cancel" else nullcontext():
+    with pytest.raises(Cancelled) if cut.startswith("cancel") else nullcontext():
         view = source.open(inquiry, Watch(60), notes)
         assert not view.complete and 3 <= view.documents < 12
         view.close()
@@ -434,7 +439,7 @@ def test_a_damaged_index_is_built_anew(root: Path, tmp_path: Path, damage: str) 
 
 
 def _indexed(root: Path, home: Path) -> None:
-    """Indexes, until the next sync has nothing to write: whoever writes would notice damage by that."""
+    """Indexes until the next sync has nothing to write: whoever writes meets damage by that."""
     deadline = time.monotonic() + 20
     with folder_source(root, home, rescan=0.0001) as source:
         said = [""]
@@ -445,13 +450,17 @@ def _indexed(root: Path, home: Path) -> None:
             said += notes.said
 
 
-def test_indexing_mends_what_only_a_reader_would_notice(root: Path, tmp_path: Path) -> None:
+def test_damage_met_when_it_is_opened_is_mended_at_once(root: Path, tmp_path: Path) -> None:
+    """Nothing changed, so that it is a reader who meets it."""
     write_corpus(root, 5)
     _indexed(root, tmp_path / "home")
-    _damage(tmp_path / "home" / "index" / "docs", "empty words")
     with folder_source(root, tmp_path / "home") as source:
-        source.index(Watch(60), lambda told: None)
-        assert source.describe().documents == 5
+        opened(source)[0].close()
+        _damage(tmp_path / "home" / "index" / "docs", "empty words")
+        source._store._reader = source._store._opened = None
+        view, notes = opened(source)
+        assert (view.documents, view.complete, notes.gaps) == (5, True, {})
+        view.close()
 
 
 def test_an_index_that_stays_damaged_is_a_gap(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 MAX_PORT = 65535
 TIERS = ("best", "strong", "standard", "none-i-understand")  # of isolation; best: the strongest that can be had
+EXTRAS = frozenset({"rerank", "semantic"})  # of the Researcher
 URLS = ("postgresql:", "postgres:")  # how the URL of a PostgreSQL database begins
 _URL = re.compile("(?<=://).*|(?<=^postgres:).*|(?<=^postgresql:).*", re.DOTALL)
 _WHOLE = re.compile("[0-9]{1,18}")  # str.isdigit knows digits that int refuses
@@ -96,6 +97,13 @@ def _tier(text: str) -> str:
     return text
 
 
+def _extras(text: str) -> frozenset[str]:
+    names = frozenset(part for part in text.split(",") if part)
+    if names - EXTRAS:
+        raise ValueError(f"names of {', '.join(sorted(EXTRAS))}, separated by commas")
+    return names
+
+
 def _name(text: str) -> str:
     if not text.strip():
         raise ValueError("a name")
@@ -138,6 +146,7 @@ class ResearcherSettings:
     reports: Path = _setting(_path, "reports")  # of earlier tasks, searched when asked for
     home: Path = _setting(_path, "var/researcher")  # indexes, researches and pages it keeps
     sources: Path | None = _setting(_unless_empty(_path), "")  # TOML file of further sources, the web and a model
+    extras: frozenset[str] = _setting(_extras, "")  # installed ones that are used: semantic, rerank
     rescan: float = _setting(_seconds, "60")  # seconds after which folders are looked through without a sign of change
     keep: float = _setting(_seconds, "86400")  # seconds an ended research is kept
     max_researches: int = _setting(_positive, "64")  # under way at once, each in a thread

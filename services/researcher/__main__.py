@@ -10,7 +10,7 @@ from conductor.v1 import researcher_pb2_grpc
 from services.common.config import ResearcherSettings, load
 from services.common.server import Service, run
 from services.researcher.extract.parsers import Parsers
-from services.researcher.extras import encoder, reranker
+from services.researcher.extras import chosen
 from services.researcher.model.configure import configured
 from services.researcher.records import Records
 from services.researcher.registry import Registry, read_file
@@ -26,11 +26,12 @@ log = logging.getLogger(__name__)
 async def assembled(settings: ResearcherSettings) -> AsyncIterator[Researcher]:
     """Gives the servicer with all that belongs to it; stops its researches at the end. Raises ConfigError."""
     tables = read_file(settings.sources)
+    encoder, reranker = chosen(settings.extras)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
         parsers = Parsers()
         stack.push_async_callback(asyncio.to_thread, parsers.close)
-        registry = Registry(settings, tables, parsers, encoder())
+        registry = Registry(settings, tables, parsers, encoder)
         stack.push_async_callback(asyncio.to_thread, registry.close)
         model = configured(tables["model"]) if "model" in tables else None
         records = Records(settings.home, settings.keep)
@@ -38,7 +39,7 @@ async def assembled(settings: ResearcherSettings) -> AsyncIterator[Researcher]:
         runs = Runs(records, settings.max_researches)
         stack.push_async_callback(runs.close, settings.grace)
         log.info("sources: %s", ", ".join(source.name for source in registry.all()))
-        yield Researcher(settings, registry, Tools(registry, Analyzer(), reranker(), model), runs)
+        yield Researcher(settings, registry, Tools(registry, Analyzer(), reranker, model), runs)
 
 
 async def serve(stop: asyncio.Event) -> None:

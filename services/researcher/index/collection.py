@@ -221,7 +221,7 @@ class Collection:
         for last in (False, True):
             update = None
             try:
-                update = self._update(anew=last, thorough=thorough)
+                update = self._update(anew=last)
                 outcome = Sync(self.name, self._origin, update, limits, listed, told, read).run(keys, watch)
                 outcome.index = str(update.catalogue.fact("id"))
                 ended = self._tend(update, watch, outcome, whole, thorough)
@@ -238,8 +238,8 @@ class Collection:
                     update.close()
         raise AssertionError("unreachable")
 
-    def _update(self, *, anew: bool, thorough: bool) -> Update:
-        if anew or ((thorough or self._suspect is not None) and self._spoilt()):
+    def _update(self, *, anew: bool) -> Update:
+        if anew or (self._suspect is not None and self._spoilt()):
             self._ended = 0
             self._store.clear()
             self._store.folder.mkdir(mode=0o700)
@@ -247,7 +247,7 @@ class Collection:
         return Update(self._store)
 
     def _spoilt(self) -> bool:
-        """Says whether the index is damaged; what was suspected may have been built anew by another meanwhile."""
+        """Says whether the index is damaged as was suspected; what was suspected may have been built anew by another meanwhile."""
         try:
             with contextlib.closing(self._store.snapshot()) as snapshot:
                 return snapshot.id == self._suspect
