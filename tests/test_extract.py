@@ -42,9 +42,11 @@ def read(parsers: Parsers, name: str, data: bytes) -> dict[str, Text]:
     assert [f"{member}: {each}" for member, each in found if isinstance(each, Unreadable)] == []
     texts = {member: each for member, each in found if isinstance(each, Text)}
     assert len(texts) == len(found), "each member once"
-    for member, text in texts.items():
+    for text in texts.values():
         check(text)
-        assert document(name, member, data, parsers, Watch(60)).text == text.text, "it reads the same again"
+    if texts:
+        member = list(texts)[-1]
+        assert document(name, member, data, parsers, Watch(60)).text == texts[member].text, "it reads the same again"
     return texts
 
 
@@ -190,7 +192,8 @@ def test_raw_html_in_restructured_text(parsers: Parsers) -> None:
     raw = ".. raw:: html\n\n   <b hidden>EVIL</b>\n\n   EVIL\n   ====\n"
     assert shown(parsers, "a.rst", f"{raw}\nReal\n") == "\n\nReal\n"
     nested = "- item\n\n  " + raw.replace("\n", "\n  ").rstrip()
-    content = f"Real\n====\n\n{raw}\n.. RAW:: html\n   :file: EVIL\n\nwords\n\n.. |x| raw:: html\n\n   EVIL\n\n{nested}\n\n  more\n"
+    others = ".. RAW:: html\n   :file: EVIL\n\nwords\n\n.. |x| raw:: html\n\n   EVIL\n"
+    content = f"Real\n====\n\n{raw}\n{others}\n{nested}\n\n  more\n"
     seen = shown(parsers, "a.rst", content)
     assert "EVIL" not in seen and "words" in seen and "  more\n" in seen
     assert headings(one(parsers, "a.rst", content.encode())) == [(1, "Real")]

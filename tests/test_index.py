@@ -326,7 +326,7 @@ def _cut_short(source: FolderSource, cut: str) -> None:
         if len(notes.documents) == 3 and cut != "budget":
             raise Cancelled if cut == "cancel" else OutOfTime
 
-    def say(_: str) -> None:
+    def say(message: str) -> None:
         if cut == "cancel at once":
             raise Cancelled
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.researcher.closeness import weights_of
 from services.researcher.documents import Document, Heading, Passage, below
 from services.researcher.protocol import Candidate, Term
 from services.researcher.terms import Analyzer
@@ -64,7 +65,7 @@ class Quote:
 
 def quotes(hits: Sequence[Candidate], terms: Sequence[Term], analyzer: Analyzer, watch: Watch) -> list[Quote]:
     """Returns the best quote of each passage that is relevant, in the passages' order, best first."""
-    weights = {term.stem: term.weight for term in terms}
+    weights = weights_of(terms)
     found = []
     for hit in hits[:QUOTED]:
         watch.check()
@@ -91,7 +92,7 @@ def group(ranked: Sequence[Quote], limit: int) -> list[list[Quote]]:
 def direct(quote: Quote, terms: Sequence[Term], analyzer: Analyzer) -> str:
     """Returns the sentence of a quote that says most of what was asked, as it stands there."""
     passage = Passage(0, quote.text, (), ())
-    weights = {term.stem: term.weight for term in terms}
+    weights = weights_of(terms)
     units = _units(passage, analyzer)
     best = max(units, key=lambda unit: (sum(weights.get(stem, 0.0) for stem in unit.stems), -unit.start))
     return quote.text[best.start : best.end]

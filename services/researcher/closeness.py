@@ -32,7 +32,7 @@ _REST = re.compile(r"[^\W_]+")
 
 def closest(found: Sequence[Candidate], terms: Sequence[Term], analyzer: Analyzer, watch: Watch) -> list[Candidate]:
     """Returns the candidates with new scores from 0 to 1, best first. Raises OutOfTime, Cancelled."""
-    weights = {term.stem: EACH + term.weight for term in terms}
+    weights = weights_of(terms)
     total = sum(weights.values())
     top = max((each.score for each in found), default=0.0)
     if not total or top <= 0:
@@ -48,6 +48,11 @@ def closest(found: Sequence[Candidate], terms: Sequence[Term], analyzer: Analyze
         score = (each.score / top + close / total) / (1 + WINDOW_SHARE + NEAR_SHARE)
         ranked.append(Candidate(each.document, each.passage, score))
     return sorted(ranked, key=lambda each: (-each.score, each.document.uri, each.passage.start))
+
+
+def weights_of(terms: Sequence[Term]) -> dict[str, float]:
+    """Returns what each stem counts when it is seen in a passage or not, in the order of the question."""
+    return {term.stem: EACH + term.weight for term in terms}
 
 
 class _Sought:

@@ -211,7 +211,7 @@ def _death(parser: _Parser, error: Exception) -> str:
     """Says why the process ended by itself."""
     if isinstance(error, TimeoutError):
         _end(parser)
-        return f"Its parser neither read nor said anything for {SILENCE_S:.0f} s and was ended."
+        return f"Its parser took nothing in, or said nothing, for {SILENCE_S:.0f} s and was ended."
     if _status(parser) in (-signal.SIGPROF, -signal.SIGXCPU):
         return "It takes too long to parse: more CPU time than a parser may use for its size."
     return "It takes more memory than the parser may use, or breaks it."

@@ -247,7 +247,7 @@ class Collection:
         return Update(self._store)
 
     def _spoilt(self) -> bool:
-        """Says whether the index is damaged as was suspected; what was suspected may have been built anew by another meanwhile."""
+        """Says whether the index is damaged still; another may have built it anew since it was suspected."""
         try:
             with contextlib.closing(self._store.snapshot()) as snapshot:
                 return snapshot.id == self._suspect
