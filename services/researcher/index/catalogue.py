@@ -18,7 +18,7 @@ from services.researcher.index.lexical import places
 from services.researcher.index.origin import Stamp
 from services.researcher.index.words import above_text
 
-FORMAT: Final = 4  # raise it when the files of an index change, or what is made of documents: all are built anew
+FORMAT: Final = 5  # raise it when the files of an index change, or what is made of documents: all are built anew
 PAGE_BYTES = 16_384  # a passage fits into a page
 _LAST: Final = b"\xff" * 256  # behind every key: a file's name has at most 255 bytes
 # Between the headings above a passage and those inside it, and between headings: control characters (ASCII GS, RS),
