@@ -54,9 +54,10 @@ async def test_commands_run_after_those_who_wait_were_killed(folder: Path, as_no
                 [spawner] = children(process.process.pid)
                 above = supervisors(process.process.pid)
                 chosen = {"commands": commands, "supervisors": above, "guards": children(spawner), "spawner": [spawner]}
+                held = [pid for top in above for pid in below(top)]
+                gone = chosen[victims] + commands + held  # they do not outlive those above, nor keepers their command
                 for pid in chosen[victims]:
                     os.kill(pid, signal.SIGKILL)
-                gone = chosen[victims] + commands  # they do not outlive those above
                 await until(lambda gone=gone: not any(map(alive, gone)))  # type: ignore[misc]
                 for _ in range(5):
                     assert (await run(stub, "echo", "ran")).stdout == b"ran\n", victims

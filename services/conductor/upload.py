@@ -17,7 +17,7 @@ PIECE_BYTES = 256 * 1024
 BUFFER_BYTES = 2 * PIECE_BYTES  # not sent yet, before the command has to wait
 PIECE_S = 3.0  # for a piece to be stored: the longest a ReportWriter that hangs can hold a command up
 FINISH_S = 20.0  # for the last piece: the whole file is read once more, and synced
-AWAY_S = 3.0  # for a ReportWriter that is away to come back
+AWAY_S = 5.0  # for a ReportWriter that is away to come back
 REPEAT_S = 0.1  # before a piece is sent again
 
 # Sends one request to the ReportWriter; raises Refusal.
