@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.research import packages as packaging
@@ -192,6 +192,9 @@ def test_a_cancelled_look_ends() -> None:
 
 
 @given(st.text(max_size=200))
+@example("Ⓐb ①")
+@example("½ ªº ÀB")
+@example("İx")
 def test_words_that_were_met_before_have_the_same_stems(text: str) -> None:
     analyzer = Analyzer()
     plain: Callable[[str], object] = analyzer.tokenizer.analyze

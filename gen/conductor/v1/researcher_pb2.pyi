@@ -493,7 +493,7 @@ class ResearchResult(_message.Message):
     """The research."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
-        """Findings, best first."""
+        """Findings, part by part of the objective, best first within a part."""
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gap]:

@@ -28,7 +28,7 @@ from typing import Any, cast
 from services.common.config import MAX_PORT, ConfigError
 from services.researcher.documents import Text, Unreadable
 from services.researcher.extract.parsers import Parsers
-from services.researcher.extract.reading import documents
+from services.researcher.extract.reading import document, documents
 from services.researcher.index.memory import MemoryIndex
 from services.researcher.protocol import Encoder
 from services.researcher.watch import Watch
@@ -70,6 +70,10 @@ class Extractor:
     def documents(self, name: str, data: bytes, watch: Watch) -> Iterable[tuple[str, Text | Unreadable]]:
         """Yields what the extractor yields."""
         return documents(name, data, self.parsers, watch)
+
+    def document(self, name: str, data: bytes, watch: Watch) -> Text:
+        """Returns what the extractor returns."""
+        return document(name, "", data, self.parsers, watch)
 
 
 def web_source(

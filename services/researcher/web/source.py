@@ -45,6 +45,9 @@ class Extract(Protocol):
     def documents(self, name: str, data: bytes, watch: Watch) -> Iterable[tuple[str, Text | Unreadable]]:
         """Yields ("", text) and what could not be read."""
 
+    def document(self, name: str, data: bytes, watch: Watch) -> Text:
+        """Returns the text, read where nothing was read before. Raises Unreadable."""
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -109,11 +112,15 @@ class WebSource:
     def _anew(self, uri: str, watch: Watch) -> Original:
         page = self.fetcher.page(uri, watch, lambda: True, past_cache=True)
         name = name_of(page.url, page.type)
-        return Original(self.text_of(name, page.body, page.charset, watch)[0], page.sha256)
+        return Original(self.again(name, page.body, page.charset, watch), page.sha256)
 
     def describe(self) -> researcher_pb2.Source:
         """Returns the source; it holds nothing while no inquiry is open."""
         return researcher_pb2.Source(name=self.name, kind=self.kind, configured=True)
+
+    def again(self, name: str, body: bytes, charset: str, watch: Watch) -> Text:
+        """Returns the text of a page, read where nothing was read before. Raises Unreadable when there is none."""
+        return self.extract.document(name, utf8(name, body, charset), watch)
 
     def text_of(self, name: str, body: bytes, charset: str, watch: Watch) -> tuple[Text, list[Unreadable]]:
         """Returns the text of a page, and what of it could not be read. Raises Unreadable when there is none."""
@@ -276,7 +283,7 @@ class WebView:
         if page is None:
             raise Unreadable("It is not among the pages that were read.")
         body = self._spool.get(page.place)
-        return Original(self._source.text_of(page.name, body, page.charset, watch)[0], page.document.sha256)
+        return Original(self._source.again(page.name, body, page.charset, watch), page.document.sha256)
 
     def close(self) -> None:
         """Lets go of the pages."""
