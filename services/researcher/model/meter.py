@@ -51,7 +51,9 @@ class Meter:
         """Returns how many tokens may still be sent when an answer of `most` tokens is to fit too."""
         left = self._budget.tokens - self._usage.input_tokens - self._usage.output_tokens - most
         if self._money_bound() and self._prices.input > 0:
-            left = min(left, int((self._money_left() - most * self._prices.output) / self._prices.input))
+            money = self._money_left() - most * self._prices.output
+            if left * self._prices.input > money:  # a price next to nothing would make it infinite
+                left = int(money / self._prices.input)
         return left
 
     def begin(self, sent: int, most: int) -> int:
@@ -97,7 +99,7 @@ class Meter:
         left = self._money_left() - self._prices.micros(sent, 0)
         if left <= 0:
             return 0
-        return most if self._prices.output == 0 else int(left / self._prices.output)
+        return most if most * self._prices.output <= left else int(left / self._prices.output)
 
 
 def believed(reported: int, estimated: int, bound: int) -> int:
