@@ -4,7 +4,7 @@ import re
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.researcher.model import prompt
@@ -59,6 +59,7 @@ def test_any_text_stays_in_its_fence(title: str, text: str) -> None:
 
 
 @given(st.text(max_size=300))
+@example("0*\x080")
 def test_what_is_shown_can_be_quoted(text: str) -> None:
     """What the model sees and copies is found in the evidence, although unseen characters were taken out."""
     shown = prompt.seen(text)

@@ -7,6 +7,7 @@ cited is verbatim whatever was tolerated in finding it.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.researcher.documents import Span
@@ -39,25 +40,30 @@ def fold(text: str) -> Folded:
     """Returns a text as quotes are compared with it."""
     characters: list[str] = []
     places: list[int] = []
-    for place, character in enumerate(text):
+    visible = [(place, character) for place, character in enumerate(text) if _seen(character)]
+    for index, (place, character) in enumerate(visible):
         if character.isspace():
             plain = "" if characters and characters[-1] == " " else " "
-        elif character in _EMPHASIS and not _between_words(text, place):
+        elif character in _EMPHASIS and not _between_words(visible, index):
             plain = ""
         elif character in _PLAIN:
             plain = _PLAIN[character]
-        elif character.isascii():
-            plain = character if character.isprintable() else ""
         else:
-            plain = "" if unicodedata.category(character) in UNSEEN else unicodedata.normalize("NFD", character)
+            plain = character if character.isascii() else unicodedata.normalize("NFD", character)
         characters += plain
         places += [place] * len(plain)
     return Folded("".join(characters), tuple(places))
 
 
-def _between_words(text: str, place: int) -> bool:
+def _seen(character: str) -> bool:
+    if character.isascii():
+        return character.isprintable() or character.isspace()
+    return character.isspace() or unicodedata.category(character) not in UNSEEN
+
+
+def _between_words(visible: Sequence[tuple[int, str]], index: int) -> bool:
     """Says whether a character stands between letters or digits, as the star of 2*3 does."""
-    return 0 < place < len(text) - 1 and text[place - 1].isalnum() and text[place + 1].isalnum()
+    return 0 < index < len(visible) - 1 and visible[index - 1][1].isalnum() and visible[index + 1][1].isalnum()
 
 
 def find(quote: str, folded: Folded) -> Span | None:
