@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import struct
 import threading
 from typing import Final
 
@@ -17,11 +16,9 @@ _IN_DELETE: Final = 0x200
 _IN_DELETE_SELF: Final = 0x400
 _IN_MOVE_SELF: Final = 0x800
 _IN_ONLYDIR: Final = 0x1000000
-_IN_IGNORED: Final = 0x8000
 _MASK: Final = (
     _IN_MODIFY | _IN_ATTRIB | _IN_CLOSE_WRITE | _IN_MOVED | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
 ) | _IN_ONLYDIR
-_EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, length of the name behind it
 _READ_BYTES: Final = 1024 * 1024
 
 

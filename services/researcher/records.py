@@ -162,7 +162,7 @@ class Records:
             self._db.execute("begin immediate")
             try:
                 yield
-            except BaseException:
+            except BaseException:  # whatever it is: all of it or nothing, and it goes on up
                 self._db.execute("rollback")
                 raise
             self._db.execute("commit")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 POLL_S = 0.05  # longest wait between two looks at the caller's cancel
-READING_SHARE = 0.6  # of the wall time is over when reading ends
 INDEXING_SHARE = 0.85  # of the wall time is over when indexing ends; the rest is for the answer
 
 

@@ -144,7 +144,7 @@ class Parsers:
                 if parser.rested:
                     continue  # it had gone to rest
                 raise ParserDied("Its parser does not start. The service's log may say why.") from None
-            except BaseException:
+            except BaseException:  # whatever it is, a cancel too: nothing stays open, and it goes on up
                 _end(parser)
                 raise
             if alone:

@@ -76,7 +76,7 @@ class Store:
                 if attempt == ATTEMPTS - 1:
                     raise Damaged(str(error)) from None
                 time.sleep(0.02 * attempt)
-            except BaseException:
+            except BaseException:  # whatever it is, a cancel too: nothing stays open, and it goes on up
                 catalogue.close()
                 raise
         raise AssertionError("unreachable")

@@ -48,7 +48,7 @@ class Update:
             self._number = int(self.catalogue.fact("words"))
             self._tidy()
             self._index = self._open()
-        except BaseException:
+        except BaseException:  # whatever it is, a cancel too: nothing stays open, and it goes on up
             self.catalogue.close()
             raise
 

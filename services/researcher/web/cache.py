@@ -162,6 +162,6 @@ def _replace(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         Path(aside).replace(path)
-    except BaseException:
+    except BaseException:  # whatever it is: nothing half-written stays, and it goes on up
         Path(aside).unlink(missing_ok=True)
         raise

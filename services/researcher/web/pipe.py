@@ -126,7 +126,7 @@ def connect(target: Target, addresses: Sequence[str], seconds: float, tls: ssl.S
         except Unreadable as late:  # another address may be quicker
             pipe.close()
             problem = str(late).rstrip(".")
-        except BaseException:
+        except BaseException:  # whatever it is, a cancel too: nothing stays open, and it goes on up
             pipe.close()
             raise
     raise Unreadable(f"{target.host} could not be reached: {problem}.", lasting=False)

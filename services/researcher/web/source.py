@@ -97,7 +97,7 @@ class WebSource:
         spool = Spool(self.spools)
         try:
             return _Opening(self, inquiry, watch, notes, spool).view()
-        except BaseException:
+        except BaseException:  # whatever it is, a cancel too: nothing stays open, and it goes on up
             spool.close()
             raise
 
