@@ -71,11 +71,17 @@ class Issue:
 
 
 class Failed(Exception):
-    """The stage cannot do its work. Ends the program with exit code 2 and a result that says why."""
+    """The stage cannot do its work. Ends the program with exit code 2 and a result that says why.
 
-    def __init__(self, code: str, message: str, **details: Any) -> None:
+    Args:
+        actions: what a person may choose so that another attempt goes better.
+        details: of the Issue.
+    """
+
+    def __init__(self, code: str, message: str, *, actions: "Sequence[Action]" = (), **details: Any) -> None:
         super().__init__(message)
         self.issue = Issue(code, "ERROR", message, **details)
+        self.actions = tuple(actions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +264,7 @@ def main(work: Work) -> NoReturn:
         _hold(envelope.limits)
         outcome = _document(envelope, room, work(envelope, room, Progress()), started)
     except Failed as failed:
-        outcome = _failure(envelope, failed.issue, started)
+        outcome = _failure(envelope, failed.issue, started, failed.actions)
     except MemoryError:
         text = f"The stage needs more than the {envelope.limits.mem_mb} MB it may use."
         advice = "Give the run more memory, or fewer rows or columns."
@@ -306,9 +312,10 @@ def _document(envelope: Envelope, room: Room, result: Result, started: float) ->
     }
 
 
-def _failure(envelope: Envelope, issue: Issue, started: float) -> dict[str, Json]:
+def _failure(envelope: Envelope, issue: Issue, started: float, actions: Sequence[Action] = ()) -> dict[str, Json]:
     head = _head(envelope, "FAILED", issue.message[:MAX_SUMMARY], started)
-    return {**head, "next_actions": [], "artifacts": [], "warnings": [], "error": issue.to_json(), "result": {}}
+    offered = [action.to_json() for action in actions]
+    return {**head, "next_actions": offered, "artifacts": [], "warnings": [], "error": issue.to_json(), "result": {}}
 
 
 def _head(envelope: Envelope, status: str, summary: str, started: float) -> dict[str, Json]:

@@ -1,0 +1,184 @@
+"""What DATA_SOURCE tells: the description of a table, what is odd about it, and what a person may change."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from stages.catalogue import Candidate
+from stages.contract import Action, Failed, Issue, Result
+from stages.delimited import TextTable
+from stages.options import DECIMALS, DELIMITERS, ENCODINGS, MAX_SAMPLE_ROWS, NO_HEADER, Options
+from stages.reading import Read, Rows, Source
+from stages.shown import listed, plain
+from stages.workbooks import SheetTable
+
+MAX_CANDIDATES = 20
+MAX_BAD_SHOWN = 50
+MAX_MARKER_ISSUES = 20
+MAX_CELL = 80  # characters of a cell in the preview
+PREVIEW_CHARS = 40_000  # of all cells of a row of the preview
+MAX_ORIGINAL = 200  # characters of a column's original name
+HEADER_LINES = 20  # offered as the line of the names
+KINDS = {"int": "whole numbers", "float": "numbers", "text": "text", "bool": "true or false", "date": "dates"}
+
+
+def which_table(offered: Sequence[Candidate], found: Sequence[Candidate]) -> Result:
+    """Returns the question which table to take."""
+    paths = tuple(candidate.path for candidate in offered[:MAX_CANDIDATES])
+    choose = Action("data", "Which table?", "CHOOSE", "data", options=paths, required=True)
+    text = f"{len(found):,} tables are at hand and the objective does not say which: {listed(paths)}. Choose one."
+    result = {**_nothing(), "candidates": [candidate.to_json() for candidate in found[:MAX_CANDIDATES]]}
+    return Result(text, result, [choose, _back(), _abort()])
+
+
+def _nothing() -> dict[str, Any]:
+    unknown = dict.fromkeys(("format", "encoding", "encoding_confidence", "delimiter", "decimal", "sampled", "sha256"))
+    empty: dict[str, Any] = {name: [] for name in ("columns", "bad_rows", "null_markers", "preview")}
+    return {"path": "", **unknown, "rows": 0, "bytes": 0, **empty}
+
+
+def description(source: Source, table: Rows | None, read: Read) -> dict[str, Any]:
+    """Returns what is known of a table, for later stages and for people."""
+    text = table if isinstance(table, TextTable) else None
+    sampled = {"rows_of": read.rows_of, "rows": read.rows} if read.rows < read.rows_of else None
+    limit = max(8, min(MAX_CELL, PREVIEW_CHARS // max(1, len(read.names))))
+    columns = zip(read.names, read.original, read.columns, strict=True)
+    return {
+        "format": source.format,
+        "packing": source.packing,
+        "encoding": text.encoding if text else getattr(table, "encoding", None),
+        "encoding_confidence": text.confidence if text else None,
+        "delimiter": text.dialect.delimiter if text else None,
+        "decimal": read.decimal,
+        "header": getattr(table, "header", None),
+        "sheet": table.sheet if isinstance(table, SheetTable) else None,
+        "rows": read.rows,
+        "columns": [
+            {"name": name, "original_name": original[:MAX_ORIGINAL], "type": column.type}
+            for name, original, column in columns
+        ],
+        "bad_rows": [{"line": row.line, "reason": row.reason} for row in read.bad[:MAX_BAD_SHOWN]],
+        "sampled": sampled,
+        "bytes": source.bytes,
+        "null_markers": sorted({marker for column in read.columns for marker in column.missing if marker}),
+        "preview": [[plain(cell, limit) for cell in row] for row in read.preview],
+    }
+
+
+def summary(source: Source, read: Read) -> str:
+    """Returns the table in two or three sentences."""
+    kinds = Counter(column.type for column in read.columns)
+    types = ", ".join(f"{count} of {KINDS[kind]}" for kind, count in kinds.most_common())
+    text = f"{plain(source.name)} has {read.rows_of:,} rows and {len(read.names):,} columns: {types}."
+    if read.rows < read.rows_of:
+        text += f" {read.rows:,} rows, spread evenly over the file, are used."
+    if read.bad:
+        text += f" {_count(len(read.bad), 'line')} could not be read as a row; the first is line {read.bad[0].line}."
+    return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def malformed(read: Read) -> Failed:
+    """Returns the failure of a table with lines that do not fit."""
+    first = read.bad[0]
+    text = f"{_count(len(read.bad), 'line')} of the file cannot be read as rows. Line {first.line} {first.reason}."
+    advice = "Repair the file, choose another delimiter, or have such lines left out."
+    return Failed("MALFORMED_ROWS", text, row=first.line, count=len(read.bad), suggestion=advice)
+
+
+def issues(source: Source, table: Rows | None, read: Read) -> list[Issue]:
+    """Returns what is odd about a table."""
+    found: list[Issue] = []
+    if read.bad:
+        failed = malformed(read).issue
+        found.append(
+            Issue("MALFORMED_ROWS", "WARN", failed.message, None, failed.row, None, failed.count, failed.suggestion)
+        )
+    if isinstance(table, TextTable) and table.guessed:
+        text = f"The encoding of {plain(source.name)} is not said in it; {table.encoding} was guessed."
+        advice = "Look at names with foreign letters in the preview; choose another encoding when they are wrong."
+        found.append(Issue("ENCODING_GUESSED", "WARN", text, value=table.encoding, suggestion=advice))
+    if not getattr(table, "named", True) and getattr(table, "header", None) == NO_HEADER:
+        text = f"No line holds the names of the columns, so they are called {listed(read.names, 3)}."
+        advice = "Say which line holds the names if there is one, or go on with these."
+        found.append(Issue("NO_HEADER", "WARN", text, row=1, suggestion=advice))
+    found += [_twice(read, at) for at in read.twice]
+    if read.rows < read.rows_of:
+        text = f"The file has {read.rows_of:,} rows; {read.rows:,} of them are used, spread evenly over it."
+        advice = "Raise sample_rows to use more; it takes more time and memory."
+        found.append(Issue("SAMPLED", "WARN", text, count=read.rows, suggestion=advice))
+    return found + _marker_issues(read)
+
+
+def _twice(read: Read, at: int) -> Issue:
+    name = plain(read.original[at]) or "(no name)"
+    text = f"Two columns are called {name}; the later one is column {at + 1} and is called {read.names[at]} here."
+    advice = "Check that the two are not the same thing twice."
+    return Issue("DUPLICATE_COLUMN", "WARN", text, column=read.names[at], value=name, suggestion=advice)
+
+
+def _marker_issues(read: Read) -> list[Issue]:
+    found = []
+    for name, column in zip(read.names, read.columns, strict=True):
+        shown = {marker: count for marker, count in column.missing.items() if marker}
+        if shown:
+            words = listed([f'"{plain(marker, 20)}" ({_count(count, "time")})' for marker, count in shown.items()])
+            text = f"In {plain(name)}, {words} was read as missing."
+            advice = "If it means something, list the markers of missing values without it."
+            total = sum(shown.values())
+            found.append(Issue("NULL_MARKERS", "INFO", text, column=name, count=total, suggestion=advice))
+    return found[:MAX_MARKER_ISSUES]
+
+
+def actions(
+    name: str, source: Source, table: Rows | None, read: Read, options: Options, found: Sequence[Candidate]
+) -> list[Action]:
+    """Returns what a person may do at the gate."""
+    others = tuple(dict.fromkeys([name, *(candidate.path for candidate in found[:MAX_CANDIDATES])]))
+    offered = [Action("confirm", "Use this table", "CONFIRM")]
+    if read.bad and options.skip_bad_rows is None:
+        label = f"Leave out the {_count(len(read.bad), 'line')} that cannot be read?"
+        offered.append(Action("skip-bad-rows", label, "CHOOSE", "skip_bad_rows", ("yes", "no"), required=True))
+    if len(others) > 1:
+        offered.append(Action("data", "Another table", "CHOOSE", "data", others, name))
+    if isinstance(table, TextTable):
+        offered += _text_actions(table, read)
+    if isinstance(table, SheetTable) and len(table.sheets) > 1:
+        offered.append(Action("sheet", "Another sheet", "CHOOSE", "sheet", tuple(table.sheets), table.sheet))
+    if isinstance(table, TextTable | SheetTable):
+        lines = ("none", *map(str, range(1, HEADER_LINES + 1)))
+        default = str(table.header) if table.header else "none"
+        offered.append(Action("header", "Line that holds the names", "CHOOSE", "header", lines, default))
+    markers = ", ".join(sorted({marker for column in read.columns for marker in column.missing if marker}))
+    offered.append(
+        Action("null-markers", "Words that mean missing, with commas", "EDIT", "null_markers", default=markers)
+    )
+    offered.append(_sample_rows(options))
+    return [*offered, _back(), _abort()]
+
+
+def _text_actions(table: TextTable, read: Read) -> list[Action]:
+    delimiter = next((word for word, sign in DELIMITERS.items() if sign == table.dialect.delimiter), "comma")
+    decimal = next(word for word, sign in DECIMALS.items() if sign == read.decimal)
+    encodings = tuple(dict.fromkeys([table.encoding, *ENCODINGS]))
+    return [
+        Action("delimiter", "What separates the cells", "CHOOSE", "delimiter", tuple(DELIMITERS), delimiter),
+        Action("encoding", "Encoding of the text", "CHOOSE", "encoding", encodings, table.encoding),
+        Action("decimal", "Sign before the fraction of numbers", "CHOOSE", "decimal", tuple(DECIMALS), decimal),
+    ]
+
+
+def _back() -> Action:
+    return Action("back", "Back to the objective", "BACK", "PARSE_INTENT")
+
+
+def _abort() -> Action:
+    return Action("abort", "End the run", "ABORT")
+
+
+def _sample_rows(options: Options) -> Action:
+    label, rows = "Most rows to use", options.sample_rows
+    return Action("sample-rows", label, "EDIT", "sample_rows", (), rows, 1, MAX_SAMPLE_ROWS)
