@@ -133,6 +133,8 @@ class ConductorSettings:
     heartbeat: float = _setting(_seconds, "15")  # seconds of quiet before a checkpoint goes out
     keep_for: float | None = _setting(_unless_empty(_seconds), "")  # seconds an ended task is kept; None: for ever
     keep_tasks: int | None = _setting(_unless_empty(_positive), "")  # ended tasks kept at most; None: all
+    stages: Path | None = _setting(_unless_empty(_path), "")  # YAML of which program does which stage; None: our own
+    max_upload: int = _setting(_positive, str(1 * GIB))  # bytes of data that are taken to a project at once
     drain: float = _setting(_pause, "0")  # seconds a stop goes on serving while the edge looks for other replicas
     grace: float = _setting(_seconds, "10")  # seconds a stop waits for calls under way
 

@@ -44,6 +44,8 @@ class _RouteReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RouteReas
     """The Researcher could not be reached or did not answer in time; the Terminal takes its place."""
     ROUTE_REASON_NO_FINDINGS: _RouteReason.ValueType  # 4
     """The Researcher reported no findings; the Terminal is used as well."""
+    ROUTE_REASON_STAGE: _RouteReason.ValueType  # 5
+    """The task does a stage of a run: its program runs in the Terminal."""
 
 class RouteReason(_RouteReason, metaclass=_RouteReasonEnumTypeWrapper):
     """Says why a route was chosen."""
@@ -58,6 +60,8 @@ ROUTE_REASON_RESEARCHER_UNAVAILABLE: RouteReason.ValueType  # 3
 """The Researcher could not be reached or did not answer in time; the Terminal takes its place."""
 ROUTE_REASON_NO_FINDINGS: RouteReason.ValueType  # 4
 """The Researcher reported no findings; the Terminal is used as well."""
+ROUTE_REASON_STAGE: RouteReason.ValueType  # 5
+"""The task does a stage of a run: its program runs in the Terminal."""
 Global___RouteReason: _TypeAlias = RouteReason  # noqa: Y015
 
 @_typing.final
@@ -732,6 +736,7 @@ class StageStatusChanged(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EDITS_FIELD_NUMBER: _builtins.int
+    APPROVED_AHEAD_FIELD_NUMBER: _builtins.int
     stage_id: _project_pb2.Stage.ValueType
     """The stage."""
     status: _project_pb2.StageStatus.ValueType
@@ -742,6 +747,8 @@ class StageStatusChanged(_message.Message):
     """The task that does the stage. Present only when a run begins it."""
     attempt: _builtins.int
     """The attempt a run makes at it, counted from 1. 0 in a project without a run."""
+    approved_ahead: _builtins.bool
+    """Whether the person approved it together with these edits."""
     @_builtins.property
     def error(self) -> _error_pb2.TypedError:
         """Why it failed. Present only when FAILED."""
@@ -760,10 +767,11 @@ class StageStatusChanged(_message.Message):
         task_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         edits: _struct_pb2.Struct | None = ...,
+        approved_ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "edits", b"edits", "error", b"error", "message", b"message", "stage_id", b"stage_id", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_ahead", b"approved_ahead", "attempt", b"attempt", "edits", b"edits", "error", b"error", "message", b"message", "stage_id", b"stage_id", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
