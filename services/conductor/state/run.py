@@ -288,8 +288,9 @@ def _event(
     state: State,
     payload: Payload,
     status: "project_pb2.StageStatus.ValueType",
-    stage: StageValue | None = None,
+    stage: StageValue = Stage.STAGE_UNSPECIFIED,
 ) -> event_pb2.Event:
+    """Builds an event of a stage, of the current one when none is named."""
     return project_event(state.project_id, payload, status, stage or state.current_stage)
 
 
