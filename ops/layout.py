@@ -5,9 +5,11 @@ A process is named after its service: `conductor`; the further ones of it are `c
 
 import errno
 import ipaddress
+import os
 import random
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from services.common.config import (
     load,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 WORKERS = ("researcher", "terminal", "report_writer")
 SERVICES = (*WORKERS, "conductor")
 KINDS = ("postgres", *SERVICES, "envoy")
@@ -111,6 +114,7 @@ def from_environment(
         for kind in WORKERS
     }
     targets["RESEARCHER_REPORTS"] = str(load(ReportWriterSettings, environ).root)
+    targets |= _for_stages()
     own = _own(environ, size, addresses)
     return Layout(addresses, _folders(environ, size, own), {**targets, **environ}, own)
 
@@ -157,6 +161,16 @@ def _beside(variable: str, first: str, n: int) -> str:
     if number > MAX_PORT:
         raise ConfigError(f"There is no port for number {n} above {first}: choose a lower one by {variable}.")
     return f"{host}:{number}"
+
+
+def _for_stages() -> dict[str, str]:
+    """Returns how the Terminal finds the programs of stages: this Python, what is installed for it, and `stages`."""
+    folders = {sys.prefix, sys.base_prefix, str(ROOT / "stages")}
+    return {
+        "TERMINAL_FOLDERS": os.pathsep.join(sorted(folders)),
+        "TERMINAL_PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin",
+        "TERMINAL_DATA": str(ROOT / "data"),
+    }
 
 
 def _own(environ: Mapping[str, str], size: Size, addresses: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -94,6 +94,9 @@ class Boundary:
         if handler.response_streaming:
             streaming = _streaming(handler.unary_stream, self._enter, self._streams)
             return grpc.unary_stream_rpc_method_handler(streaming, **codec)
+        if handler.request_streaming:
+            collecting = _collecting(handler.stream_unary, self._enter, self._streams)
+            return grpc.stream_unary_rpc_method_handler(collecting, **codec)
         return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, self._enter, self._unary), **codec)
 
     def _enter(self, request: Message | None, context: Context) -> None:
@@ -195,6 +198,31 @@ def _streaming(
                     yield response
         except Exception as error:  # the last stop before the wire: everything must become a status
             await refuse(context, error)
+
+    return call
+
+
+def _collecting(
+    inner: Callable[..., Awaitable[Message]], enter: Callable[..., None], limit: _Limit
+) -> Callable[..., Awaitable[Message]]:
+    async def checked(requests: AsyncIterator[Message | None], context: Context) -> AsyncIterator[Message | None]:
+        async for request in requests:
+            enter(request, context)
+            yield request
+            break
+        async for request in requests:
+            if request is None:
+                raise _invalid("must be messages of this method, with text in UTF-8")
+            validate(request)
+            yield request
+
+    async def call(requests: AsyncIterator[Message | None], context: Context) -> Message:
+        try:
+            with limit:
+                return await inner(checked(requests, context), context)
+        except Exception as error:  # the last stop before the wire: everything must become a status
+            await refuse(context, error)
+            raise AssertionError("refuse raises") from error
 
     return call
 

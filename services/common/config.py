@@ -91,6 +91,12 @@ def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(part) for part in text.split(os.pathsep) if part)
 
 
+def _search_path(text: str) -> str:
+    if not text or not all(part.startswith("/") for part in text.split(":")):
+        raise ValueError("absolute folders, separated by ':'")
+    return text
+
+
 def _tier(text: str) -> str:
     if text not in TIERS:
         raise ValueError(f"one of {', '.join(TIERS)}")
@@ -133,6 +139,8 @@ class ConductorSettings:
     heartbeat: float = _setting(_seconds, "15")  # seconds of quiet before a checkpoint goes out
     keep_for: float | None = _setting(_unless_empty(_seconds), "")  # seconds an ended task is kept; None: for ever
     keep_tasks: int | None = _setting(_unless_empty(_positive), "")  # ended tasks kept at most; None: all
+    stages: Path | None = _setting(_unless_empty(_path), "")  # YAML of which program does which stage; None: our own
+    max_upload: int = _setting(_positive, str(1 * GIB))  # bytes of data that are taken to a project at once
     drain: float = _setting(_pause, "0")  # seconds a stop goes on serving while the edge looks for other replicas
     grace: float = _setting(_seconds, "10")  # seconds a stop waits for calls under way
 
@@ -170,6 +178,9 @@ class TerminalSettings:
     listen: str = _setting(_address, "127.0.0.1:50053")
     tier: str = _setting(_tier, "best")  # commands are refused where it cannot be had
     policy: Path | None = _setting(_unless_empty(_path), "")  # TOML file of what may run; None: every program
+    folders: tuple[Path, ...] = _setting(_paths, "")  # of programs beyond /usr, that commands may read and run
+    data: tuple[Path, ...] = _setting(_paths, "")  # of data, that commands may read
+    path: str = _setting(_search_path, "/usr/local/bin:/usr/bin:/bin")  # PATH of commands
     workspaces: Path = _setting(_scratch, "")
     keep_workspaces: float = _setting(_seconds, "86400")  # seconds a named workspace is kept unused
     keep_calls: float = _setting(_seconds, "3600")  # seconds a call is remembered after its end

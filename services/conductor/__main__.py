@@ -11,7 +11,10 @@ from services.common.config import ConductorSettings, load
 from services.common.server import Service, run
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
+from services.conductor.driving import Driving
+from services.conductor.intake import Intake
 from services.conductor.lease import Lease
+from services.conductor.programs import load as load_programs
 from services.conductor.retention import Keep, Retention
 from services.conductor.router import GrpcRouter
 from services.conductor.store.engine import open_store, shown
@@ -53,9 +56,19 @@ async def serve(stop: asyncio.Event) -> None:
     await tail.start()
     subscriptions = Subscriptions(store, tail, settings.heartbeat, settings.max_streams)
     conductor_pb2_grpc.add_ConductorServicer_to_server(
-        ConductorApi(actor, Views(store), subscriptions, router), service.server
+        ConductorApi(
+            actor,
+            Views(store),
+            subscriptions,
+            router,
+            load_programs(settings.stages),
+            Intake(router.keep_for, settings.max_upload, new_id),
+        ),
+        service.server,
     )
     resumed = await actor.start()
+    driving = Driving(store, actor)
+    driving.start()
     retention = Retention(store, Keep(settings.keep_for, settings.keep_tasks), time.time_ns)
     retention.start()
     await service.start()
@@ -64,6 +77,7 @@ async def serve(stop: asyncio.Event) -> None:
     log.info("stopping")
     await service.drain()
     await asyncio.sleep(settings.drain)
+    await driving.close()
     await retention.close()
     await tail.close()
     await actor.stop()

@@ -25,15 +25,19 @@ from services.conductor.mailbox import NOT_READ, Caller, Mailbox, Note, Unsure
 from services.conductor.protocol import (
     CallWorker,
     CancelCall,
+    CancelStage,
     Command,
     Decision,
     Effect,
+    Errand,
     Expire,
     ExpireLater,
     Given,
     Proceed,
     Resume,
     Submit,
+    SubmitStage,
+    TellProject,
 )
 from services.conductor.slots import Flow, Slots
 from services.conductor.state.task import DEFAULT_DESKTOP
@@ -256,7 +260,11 @@ class Actor:
             return repeat(command, caller.request_id, earlier)
 
     async def _admitted(self, box: Mailbox, command: Submit, note: Note, given: Given) -> Message | None:
-        """Lets a new task in, unless too many wait already. Nothing of it can be in the log yet."""
+        """Lets a new task in, unless too many wait already. Only that of a stage can be in the log yet."""
+        if command.stage is not None:
+            await self._load(box)
+            if box.version:
+                return _shown(box, box.state, 0)
         flow = flow_of(command.request)
         at_once = self._slots.take(box.key)
         if not at_once and not self._slots.arrive(flow):
@@ -272,7 +280,7 @@ class Actor:
     async def _decided(self, box: Mailbox, command: Command, note: Note, given: Given) -> Message | None:
         for _ in range(CONFLICT_TRIES):
             fresh = await self._load(box)
-            if note.reply is None and not self._owns(box):
+            if note.reply is None and box.machine.owned and not self._owns(box):
                 self._let_go(box)
                 return None
             try:
@@ -350,6 +358,8 @@ class Actor:
         for effect in effects:
             if isinstance(effect, CancelCall):
                 self._router.cancel(effect.call_id)
+            elif isinstance(effect, Errand):
+                self._run(effect)
             elif not self._owns(box):
                 return  # its owner does the rest
             elif isinstance(effect, CallWorker):
@@ -361,6 +371,27 @@ class Actor:
                 self._slots.queue(box.key, flow_of(box.state.task))
             else:
                 self._later(effect.after, box.key, Proceed())
+
+    def _run(self, errand: Errand) -> None:
+        """Passes something on between a project and the task of a stage. What is lost here, `driving` does again."""
+        match errand:
+            case SubmitStage():
+                caller = Caller(errand.stage.run.correlation_id)
+                self.mention(("task", errand.task_id), Submit(errand.request, stage=errand.stage), caller)
+            case CancelStage():
+                cancel = conductor_pb2.CancelTaskRequest(task_id=errand.task_id, reason="The run goes another way.")
+                self.mention(("task", errand.task_id), cancel, Caller(correlation_id=""))
+            case TellProject():
+                task = errand.task
+                self.mention(("project", task.project_id), errand.ended, Caller(task.correlation_id, task.scope))
+
+    def mention(self, key: Key, command: Command, caller: Caller) -> None:
+        """Has a command carried out whoever owns the task or project. Nobody waits; a refusal is no news."""
+        if self._stopping:
+            return
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda answered: answered.cancelled() or answered.exception())
+        self._post(key, Note(command, caller, reply))
 
     def _later(self, seconds: float, key: Key, command: Command) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(max(0.0, seconds), self._tell, key, command)

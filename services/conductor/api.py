@@ -5,18 +5,20 @@ Requests arrive validated; refusals leave as status. Both happen in services.com
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, report_writer_pb2, task_pb2
 from google.api import httpbody_pb2
+from google.protobuf import json_format
 
 from services.common.boundary import Context, correlation_id, new_id
 from services.common.errors import Reason, Refusal
 from services.conductor.actor import Actor
 from services.conductor.events import SNAPSHOT
+from services.conductor.intake import Intake
 from services.conductor.mailbox import Caller
-from services.conductor.protocol import ProjectCommand, Submit
+from services.conductor.protocol import ProjectCommand, RecordUpload, StartRun, Submit
 from services.conductor.state import task_state
 from services.conductor.state.task import DEFAULT_DESKTOP
 from services.conductor.subscribe import SSE_CLOSING, SSE_OPEN, Filter, Subscriptions, sse
@@ -25,6 +27,7 @@ from services.conductor.views import Views
 LAST_EVENT_ID = "last-event-id"
 MARKDOWN = "text/markdown; charset=utf-8"
 EVENT_STREAM = "text/event-stream"
+MAX_HINTS_BYTES = 64 * 1024
 MAX_SEQUENCE = 2**63 - 1
 
 SubscribeRequest = conductor_pb2.SubscribeEventsRequest | conductor_pb2.StreamEventsRequest
@@ -45,11 +48,21 @@ class Reports(Protocol):
 class ConductorApi(conductor_pb2_grpc.ConductorServicer):
     """Implements conductor.v1.Conductor."""
 
-    def __init__(self, actor: Actor, views: Views, subscriptions: Subscriptions, reports: Reports) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        views: Views,
+        subscriptions: Subscriptions,
+        reports: Reports,
+        programs: Sequence[project_pb2.StageProgram],
+        intake: Intake,
+    ) -> None:
         self._actor = actor
         self._views = views
         self._subscriptions = subscriptions
         self._reports = reports
+        self._programs = programs
+        self._intake = intake
 
     # ---- tasks ----
 
@@ -118,6 +131,27 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
     async def Confirm(self, request: conductor_pb2.ConfirmRequest, context: Context) -> project_pb2.ProjectState:
         return await self._move(request)
 
+    async def StartProject(
+        self, request: conductor_pb2.StartProjectRequest, context: Context
+    ) -> project_pb2.ProjectState:
+        if len(json_format.MessageToJson(request.options.hints).encode()) > MAX_HINTS_BYTES:
+            raise _invalid("options.hints", f"must be at most {MAX_HINTS_BYTES} bytes as JSON")
+        return await self._ask(request.project_id, StartRun(request, self._programs), _caller(request))
+
+    async def CancelRun(self, request: conductor_pb2.CancelRunRequest, context: Context) -> project_pb2.ProjectState:
+        return await self._move(request)
+
+    async def UploadData(
+        self, requests: AsyncIterator[conductor_pb2.UploadDataRequest], context: Context
+    ) -> project_pb2.DataUpload:
+        first = await anext(requests, conductor_pb2.UploadDataRequest())
+        for field in ("project_id", "name"):
+            if not getattr(first, field):
+                raise _invalid(field, "must be given on the first message")
+        upload = await self._intake.take(first, requests, correlation_id.get())
+        await self._ask(first.project_id, RecordUpload(upload), Caller(correlation_id.get()))
+        return upload
+
     # ---- events ----
 
     async def SubscribeEvents(
@@ -143,8 +177,11 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
 
     # ---- parts ----
 
-    async def _move(self, request: ProjectCommand) -> project_pb2.ProjectState:
-        state = await self._actor.ask(("project", request.project_id), request, _caller(request))
+    async def _move(self, request: Any) -> project_pb2.ProjectState:
+        return await self._ask(request.project_id, request, _caller(request))
+
+    async def _ask(self, project_id: str, command: ProjectCommand, caller: Caller) -> project_pb2.ProjectState:
+        state = await self._actor.ask(("project", project_id), command, caller)
         assert isinstance(state, project_pb2.ProjectState)  # noqa: S101  what ask returns for a project
         return state
 
@@ -183,6 +220,10 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         if wanted.project_id:
             return _project_snapshot(await self._views.project(wanted.project_id))
         return await self._subscriptions.checkpoint()
+
+
+def _invalid(field: str, what: str) -> Refusal:
+    return Refusal(Reason.ERROR_REASON_INVALID_REQUEST, f"{field}: {what}.", [(field, what)], field=field)
 
 
 def _caller(request: Any) -> Caller:
@@ -250,9 +291,7 @@ def _last_event_id(context: Context) -> int | None:
     if not text:
         return None
     if not re.fullmatch("[0-9]{1,19}", text) or int(text) > MAX_SEQUENCE:
-        what = "must be a sequence, a whole number from 0"
-        message = f"{LAST_EVENT_ID}: {what}."
-        raise Refusal(Reason.ERROR_REASON_INVALID_REQUEST, message, [(LAST_EVENT_ID, what)], field=LAST_EVENT_ID)
+        raise _invalid(LAST_EVENT_ID, "must be a sequence, a whole number from 0")
     return int(text)
 
 

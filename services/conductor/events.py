@@ -17,6 +17,10 @@ Payload: TypeAlias = (
     | project_pb2.Plan
     | event_pb2.PlanApproved
     | event_pb2.ConfirmationAnswered
+    | event_pb2.RunStarted
+    | event_pb2.StageResult
+    | event_pb2.RunEnded
+    | project_pb2.DataUpload
 )
 
 # payload field of Event → type name on the wire. Names never change and are no Python paths.
@@ -33,6 +37,10 @@ TYPES: dict[str, str] = {
     "plan_proposed": "PLAN_PROPOSED",
     "plan_approved": "PLAN_APPROVED",
     "confirmation_answered": "CONFIRMATION_ANSWERED",
+    "run_started": "RUN_STARTED",
+    "stage_result": "STAGE_RESULT",
+    "run_ended": "RUN_ENDED",
+    "data_uploaded": "DATA_UPLOADED",
 }
 
 # Types of streams only, never stored.

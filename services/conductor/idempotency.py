@@ -6,7 +6,7 @@ from conductor.v1 import project_pb2, task_pb2
 from google.protobuf.message import Message
 
 from services.common.errors import Reason, Refusal
-from services.conductor.protocol import SECOND, Command, Submit
+from services.conductor.protocol import SECOND, Command, StartRun, Submit
 from services.conductor.store.base import Answer, RequestKey
 
 KEPT_NS = 24 * 3600 * SECOND  # how long a request_id is remembered
@@ -43,7 +43,7 @@ def repeat(command: Command, request_id: str, earlier: Answer) -> Message:
 
 
 def _fingerprint(command: Command) -> bytes:
-    request = command.request if isinstance(command, Submit) else command
+    request = command.request if isinstance(command, Submit | StartRun) else command
     assert isinstance(request, Message)  # noqa: S101  only requests of the contract carry a request_id
     same: Message = type(request)()
     same.CopyFrom(request)

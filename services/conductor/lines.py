@@ -50,6 +50,28 @@ async def single(
         call.cancel()
 
 
+async def sending(
+    channel: grpc.aio.Channel,
+    method: Method[Answer],
+    requests: AsyncIterator[Message],
+    seconds: float,
+    correlation_id: str,
+) -> Answer:
+    """Makes a call that sends many messages and gets one. Raises AioRpcError, and what the requests raise."""
+    rpc: Any = channel.stream_unary(method.path)
+    call = rpc(timeout=seconds, metadata=((CORRELATION_HEADER, correlation_id),))
+    try:
+        async for request in requests:
+            await call.write(request.SerializeToString())
+        await call.done_writing()
+    except asyncio.InvalidStateError:
+        pass  # the call is over already, and its answer says why
+    except BaseException:  # whatever went wrong here, the other side must not wait for more; it is raised on
+        call.cancel()
+        raise
+    return method.answer.FromString(await call)
+
+
 class Lines:
     """Makes calls over a channel, each on the stream of the server with the fewest calls under way.
 

@@ -28,6 +28,11 @@ class Machine:
     open_call: Callable[[Any], str]
     first_epoch: int
 
+    @property
+    def owned(self) -> bool:
+        """Whether what comes from inside is for the replica alone that owns it."""
+        return self.first_epoch > 0
+
 
 def _task_finished(state: task_state.TaskState) -> bool:
     return state.task.status in task_state.TERMINAL
@@ -59,7 +64,8 @@ def _task_view(state: task_state.TaskState) -> View:
 
 def _project_view(state: project_pb2.ProjectState) -> View:
     return View(
-        status=0,
+        # Which projects a replica has to look after, see `driving`.
+        status=state.run.status if state.run.status == project_pb2.RUN_STATUS_RUNNING else 0,
         ended_at=None,
         project_id=state.project_id,
         desktop_id="",

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from conductor.v1 import conductor_pb2, event_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+from conductor.v1 import (
+    conductor_pb2,
+    error_pb2,
+    event_pb2,
+    project_pb2,
+    report_writer_pb2,
+    researcher_pb2,
+    task_pb2,
+    terminal_pb2,
+)
 
 SECOND = 1_000_000_000  # nanoseconds
 MAX_PROGRESS = 50  # progress events kept of one call; a chatty worker cannot flood the log
@@ -40,10 +49,13 @@ class Submit:
 
     Attributes:
         at_once: whether a slot is free, so that its first worker is called without another decision.
+        stage: what the task does, when it does a stage of a run. Such a task has its id from the run, so it may be
+            there already; then nothing changes.
     """
 
     request: conductor_pb2.ExecuteRequest
     at_once: bool = False
+    stage: event_pb2.StageCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +88,51 @@ class Expire:
     """Ends a task whose deadline has passed."""
 
 
-TaskCommand: TypeAlias = Submit | Proceed | Progressed | Answered | Resume | Expire | conductor_pb2.CancelTaskRequest
+@dataclass(frozen=True, slots=True)
+class Retell:
+    """Tells the project once more how a task that did one of its stages ended."""
+
+
+TaskCommand: TypeAlias = (
+    Submit | Proceed | Progressed | Answered | Resume | Expire | Retell | conductor_pb2.CancelTaskRequest
+)
+
+
+# ---- commands on projects ----
+
+
+@dataclass(frozen=True, slots=True)
+class StartRun:
+    """Begins a run, its stages done by these programs."""
+
+    request: conductor_pb2.StartProjectRequest
+    programs: Sequence[project_pb2.StageProgram]
+
+
+@dataclass(frozen=True, slots=True)
+class StageEnded:
+    """The task that did a stage has ended. Without an error it did its work."""
+
+    task_id: str
+    outcome: project_pb2.StageOutcome | None
+    error: error_pb2.TypedError | None
+    report_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordUpload:
+    """Data was uploaded and is durable."""
+
+    upload: project_pb2.DataUpload
+
+
 ProjectCommand: TypeAlias = (
-    conductor_pb2.TransitionToRequest
+    StartRun
+    | StageEnded
+    | RecordUpload
+    | Resume
+    | conductor_pb2.CancelRunRequest
+    | conductor_pb2.TransitionToRequest
     | conductor_pb2.WaitForConfirmationRequest
     | conductor_pb2.ProposePlanRequest
     | conductor_pb2.ConfirmRequest
@@ -88,7 +142,11 @@ Command: TypeAlias = TaskCommand | ProjectCommand
 # ---- effects: started only after the events of the same decision are durable ----
 
 WorkerRequest: TypeAlias = (
-    researcher_pb2.ResearchRequest | terminal_pb2.RunRequest | report_writer_pb2.WriteReportRequest
+    researcher_pb2.ResearchRequest
+    | terminal_pb2.RunRequest
+    | event_pb2.StageCall
+    | report_writer_pb2.WriteReportRequest
+    | report_writer_pb2.WriteRunReportRequest
 )
 
 
@@ -147,7 +205,33 @@ class ExpireLater:
     after: float
 
 
-Effect: TypeAlias = CallWorker | CancelCall | ProceedLater | ExpireLater
+@dataclass(frozen=True, slots=True)
+class SubmitStage:
+    """Makes the task that does a stage, unless it is there. Any replica may."""
+
+    task_id: str
+    request: conductor_pb2.ExecuteRequest
+    stage: event_pb2.StageCall
+
+
+@dataclass(frozen=True, slots=True)
+class CancelStage:
+    """Cancels the task that does a stage, if it goes on. Any replica may."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TellProject:
+    """Tells a project how the task of one of its stages ended. Any replica may."""
+
+    task: task_pb2.Task
+    ended: StageEnded
+
+
+# Between a project and the tasks of its stages. Each may be done twice; none is missed, see `driving`.
+Errand: TypeAlias = SubmitStage | CancelStage | TellProject
+Effect: TypeAlias = CallWorker | CancelCall | ProceedLater | ExpireLater | Errand
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import grpc
@@ -26,28 +26,30 @@ from services.conductor.lines import Answer, Lines, Method, single
 from services.conductor.output import SUFFIXES, Output
 from services.conductor.pieces import INTERVAL_S, Pieces
 from services.conductor.protocol import Answered, CallWorker, Command, Progressed
-from services.conductor.upload import PIECE_S, Upload
+from services.conductor.staging import Stages
+from services.conductor.upload import PIECE_S, Send, Upload
 
 log = logging.getLogger(__name__)
 
 Capability = task_pb2.Capability
 Deliver = Callable[[Command], None]
-Pages = AsyncIterator[bytes]
+Pages = AsyncGenerator[bytes, None]
 
 MAX_RESULT_BYTES = 3 * 1024 * 1024
 CONNECT_S = 2.0  # how long a worker may take to accept a connection before it counts as unavailable
 REPORT_READ_S = 10.0
 ARTIFACT_READ_S = 3600.0  # all of it, however slowly its reader takes it
+STAYING = (*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + FRAME_BYTES))
 OPTIONS = (
-    *CHANNEL_OPTIONS,
+    *STAYING,
     # Every address a target names gets its share of calls; one that is down gets none.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + FRAME_BYTES),
 )
 # A result becomes an event, and gRPC clients take 4 MiB by default.
 RESEARCH = Method("/conductor.v1.Researcher/Research", researcher_pb2.ResearchResponse, MAX_RESULT_BYTES)
 RUN = Method("/conductor.v1.Terminal/Run", terminal_pb2.RunResponse, MAX_RESULT_BYTES)
 WRITE = Method("/conductor.v1.ReportWriter/WriteReport", report_writer_pb2.WriteReportResponse, MAX_MESSAGE_BYTES)
+WRITE_RUN = Method("/conductor.v1.ReportWriter/WriteRunReport", WRITE.answer, MAX_MESSAGE_BYTES)
 READ = Method("/conductor.v1.ReportWriter/GetReport", report_writer_pb2.GetReportResponse, MAX_MESSAGE_BYTES)
 STORE = Method("/conductor.v1.ReportWriter/WriteArtifact", report_writer_pb2.WriteArtifactResponse, MAX_RESULT_BYTES)
 FETCH = Method("/conductor.v1.ReportWriter/GetArtifact", report_writer_pb2.GetArtifactResponse, MAX_RESULT_BYTES)
@@ -73,6 +75,9 @@ class GrpcRouter:
         self._stopped = False
         self._researcher = Lines(self._channels[Capability.CAPABILITY_RESEARCHER], MAX_MESSAGE_BYTES)
         self._writer = Lines(self._channels[Capability.CAPABILITY_REPORT_WRITER], MAX_MESSAGE_BYTES)
+        # Without round robin a channel stays with one server: the files of a run are there.
+        self._room = grpc.aio.insecure_channel(targets[Capability.CAPABILITY_TERMINAL], options=STAYING)
+        self._stages = Stages(self._room, self.keep_for, self.read_artifact, interval)
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
 
@@ -103,7 +108,7 @@ class GrpcRouter:
         await self.stop()
         await asyncio.gather(*self._cleaning)
         await asyncio.gather(self._researcher.close(), self._writer.close())
-        for channel in self._channels.values():
+        for channel in (*self._channels.values(), self._room):
             await channel.close()
 
     async def read_report(self, path: str, correlation_id: str) -> bytes:
@@ -136,6 +141,8 @@ class GrpcRouter:
         request = call.request
         if isinstance(request, terminal_pb2.RunRequest):
             result = await self._command(call, request, deliver)
+        elif isinstance(request, event_pb2.StageCall):
+            result = await self._outcome(call, lambda: self._stage(call, request, deliver))
         else:
             result = await self._outcome(call, lambda: self._ask(call, request, deliver))
         result.call_id, result.capability = call.call_id, call.capability
@@ -172,13 +179,19 @@ class GrpcRouter:
     async def _ask(
         self,
         call: CallWorker,
-        request: researcher_pb2.ResearchRequest | report_writer_pb2.WriteReportRequest,
+        request: researcher_pb2.ResearchRequest
+        | report_writer_pb2.WriteReportRequest
+        | report_writer_pb2.WriteRunReportRequest,
         deliver: Deliver,
     ) -> event_pb2.WorkerResult:
         if isinstance(request, researcher_pb2.ResearchRequest):
             return await self._research(call, request, deliver)
-        report = await _one(self._writer, WRITE, request, call.timeout, request.provenance.correlation_id)
+        method = WRITE if isinstance(request, report_writer_pb2.WriteReportRequest) else WRITE_RUN
+        report = await _one(self._writer, method, request, call.timeout, request.provenance.correlation_id)
         return event_pb2.WorkerResult(report=report)
+
+    async def _stage(self, call: CallWorker, stage: event_pb2.StageCall, deliver: Deliver) -> event_pb2.WorkerResult:
+        return await self._stages.do(call, stage, lambda piece: deliver(Progressed(call.call_id, piece)))
 
     async def _research(
         self, call: CallWorker, request: researcher_pb2.ResearchRequest, deliver: Deliver
@@ -213,16 +226,20 @@ class GrpcRouter:
         return result
 
     def _output(self, call: CallWorker, correlation_id: str, deliver: Deliver) -> Output:
-        async def send(
-            request: report_writer_pb2.WriteArtifactRequest, seconds: float
-        ) -> report_writer_pb2.WriteArtifactResponse:
-            return await self._store(request, seconds, correlation_id)
-
+        send = self.keep_for(correlation_id)
         place = call.place
-        uploads = {stream: Upload(send, place, suffix) for stream, suffix in SUFFIXES.items()} if place else {}
+        uploads = (
+            {stream: Upload(send, place.task_id, f"{place.stem}.{suffix}") for stream, suffix in SUFFIXES.items()}
+            if place
+            else {}
+        )
         return Output(
             Pieces(call.call_id, self._interval), lambda piece: deliver(Progressed(call.call_id, piece)), uploads
         )
+
+    def keep_for(self, correlation_id: str) -> Send:
+        """Returns what stores a piece of a file at the ReportWriter."""
+        return lambda request, seconds: self._store(request, seconds, correlation_id)
 
     async def _store(
         self, request: report_writer_pb2.WriteArtifactRequest, seconds: float, correlation_id: str

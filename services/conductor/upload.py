@@ -1,4 +1,4 @@
-"""Stores what a command writes to one stream as a file of its task, while it writes.
+"""Stores a file of a task as it comes: what a command writes to one stream, while it writes, or what a stage left.
 
 The ReportWriter takes it piece by piece; whatever becomes of that, the command's outcome stays what it is. Nothing here
 grows with the output.
@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from conductor.v1 import error_pb2, report_writer_pb2
 
 from services.common.errors import Reason, Refusal, typed
-from services.conductor.protocol import Place
 
 PIECE_BYTES = 256 * 1024
 BUFFER_BYTES = 2 * PIECE_BYTES  # not sent yet, before the command has to wait
@@ -25,12 +24,12 @@ Send = Callable[[report_writer_pb2.WriteArtifactRequest, float], Awaitable[repor
 
 
 class Upload:
-    """One stream of one command on its way to the ReportWriter."""
+    """One file of a task on its way to the ReportWriter: a stream of a command, or what a stage left."""
 
-    def __init__(self, send: Send, place: Place, suffix: str) -> None:
+    def __init__(self, send: Send, task_id: str, name: str) -> None:
         self._send = send
-        self._task_id = place.task_id
-        self._name = f"{place.stem}.{suffix}"
+        self._task_id = task_id
+        self._name = name
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._sent = 0
@@ -40,6 +39,11 @@ class Upload:
         self._error: error_pb2.TypedError | None = None
         self._begun = False  # something of it may be at the ReportWriter, under no final name
         self._over = False
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what was added so far, as far as it is sent."""
+        return self._sha256.hexdigest()
 
     async def add(self, data: bytes) -> None:
         """Takes what was read. Waits when too much is on its way, until it is stored or given up."""

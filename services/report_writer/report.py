@@ -27,6 +27,7 @@ _SEALED = re.compile(
 _SEAL_BYTES = len(_SEAL.format("0" * 64, "0" * 64))
 
 Request = report_writer_pb2.WriteReportRequest
+AnyRequest = Request | report_writer_pb2.WriteRunReportRequest
 
 
 def file_name(task_id: str) -> str:
@@ -50,13 +51,12 @@ def name_in(path: str) -> str | None:
     return match[1] if match else None
 
 
-def request_sha256(request: Request) -> str:
+def request_sha256(request: AnyRequest) -> str:
     """Returns what makes two requests the same: the SHA-256 of their serialisation, in lower-case hexadecimal.
 
     The version of Conductor is left out: an upgrade between a report and its acknowledgement makes no other request.
     """
-    same = report_writer_pb2.WriteReportRequest()
-    same.CopyFrom(request)
+    same = type(request).FromString(request.SerializeToString())
     same.provenance.ClearField("conductor_version")
     return hashlib.sha256(same.SerializeToString(deterministic=True)).hexdigest()
 
@@ -75,12 +75,17 @@ def render(request: Request) -> bytes:
         _section("Objective", _objective(request.objective)),
         _section("Provenance", ["".join(f"- {line}\n" for line in _provenance(request))]),
     )
-    body = "".join(f"{section}\n" for section in sections if section).encode()
+    return sealed(request, "".join(f"{section}\n" for section in sections if section))
+
+
+def sealed(request: AnyRequest, text: str) -> bytes:
+    """Returns a report with its seal, as UTF-8."""
+    body = text.encode()
     return body + _SEAL.format(request_sha256(request), hashlib.sha256(body).hexdigest()).encode()
 
 
 def sealed_request(content: bytes) -> str | None:
-    """Returns the request_sha256 of a report as `render` made it, None when it is torn, edited or no report."""
+    """Returns the request_sha256 of a report as `sealed` made it, None when it is torn, edited or no report."""
     seal = _SEALED.fullmatch(content[-_SEAL_BYTES:])
     if seal is None or hashlib.sha256(content[:-_SEAL_BYTES]).hexdigest() != seal[2].decode():
         return None

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import json
 import logging
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 from conductor.v1 import report_writer_pb2, report_writer_pb2_grpc
 
 from services.common.boundary import Context, correlation_id
 from services.common.errors import Reason, Refusal
-from services.report_writer import report
+from services.report_writer import report, run_report
 from services.report_writer.artifacts import MAX_BYTES, Artifacts, Different, Gap
 from services.report_writer.files import Folder, NotAReport
 from services.report_writer.findings import NAME as FINDINGS
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FULL_NAME = "conductor.v1.ReportWriter"
 CHUNK_BYTES = 64 * 1024  # of a file in one message
+RESULT = "result.json"  # what a stage found
+MAX_RESULT_BYTES = 1024 * 1024
 
 
 class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
@@ -41,15 +45,13 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
         self, request: report_writer_pb2.WriteReportRequest, context: Context
     ) -> report_writer_pb2.WriteReportResponse:
         """Renders and stores a report; answers when it is durable."""
-        response = await asyncio.to_thread(self._write, request)
-        log.info(
-            "%s, %d bytes%s, correlation_id=%s",
-            response.path,
-            response.size_bytes,
-            " as before" if response.already_existed else "",
-            correlation_id.get(),
-        )
-        return response
+        return _logged(await asyncio.to_thread(self._write, request))
+
+    async def WriteRunReport(
+        self, request: report_writer_pb2.WriteRunReportRequest, context: Context
+    ) -> report_writer_pb2.WriteReportResponse:
+        """Renders and stores the report of a run; answers when it is durable."""
+        return _logged(await asyncio.to_thread(self._write_run, request))
 
     async def GetReport(
         self, request: report_writer_pb2.GetReportRequest, context: Context
@@ -125,10 +127,36 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
 
     def _write(self, request: report_writer_pb2.WriteReportRequest) -> report_writer_pb2.WriteReportResponse:
         content = report.render(request)
-        if len(content) > self._max_bytes:
-            raise _too_large("report", len(content), self._max_bytes)
+        self._check_size(content)
         try:
             findings = self._store_findings(request) if request.research_id else None
+        except OSError as error:
+            raise _disk_refusal("stored", error) from error
+        return self._write_content(request, content, findings)
+
+    def _write_run(self, request: report_writer_pb2.WriteRunReportRequest) -> report_writer_pb2.WriteReportResponse:
+        content = report.sealed(request, run_report.body(request, self._results(request)))
+        self._check_size(content)
+        return self._write_content(request, content, None)
+
+    def _results(self, request: report_writer_pb2.WriteRunReportRequest) -> run_report.Results:
+        """Reads what the stages found from the files they left. Raises Refusal."""
+        found = {}
+        for file in (*request.run.artifacts, *request.outcome.artifacts):
+            if file.name == RESULT and not file.stale:
+                wanted = report_writer_pb2.GetArtifactRequest(task_id=file.task_id, name=file.name, sha256=file.sha256)
+                with os.fdopen(self._open_artifact(wanted), "rb") as opened:
+                    found[file.stage_id] = json.loads(opened.read(MAX_RESULT_BYTES)).get("result", {})
+        return found
+
+    def _check_size(self, content: bytes) -> None:
+        if len(content) > self._max_bytes:
+            raise _too_large("report", len(content), self._max_bytes)
+
+    def _write_content(
+        self, request: report.AnyRequest, content: bytes, findings: report_writer_pb2.Artifact | None
+    ) -> report_writer_pb2.WriteReportResponse:
+        try:
             content, existed = self._store(request, content)
         except OSError as error:
             raise _disk_refusal("stored", error) from error
@@ -154,7 +182,7 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
             raise _conflict(path, f"What stands at {path} is {found}") from found
         return whole
 
-    def _store(self, request: report_writer_pb2.WriteReportRequest, content: bytes) -> tuple[bytes, bool]:
+    def _store(self, request: report.AnyRequest, content: bytes) -> tuple[bytes, bool]:
         """Returns what stands under the report's name, and whether it was there before. Looks first: a repeat must
         succeed on a full disk too."""
         with contextlib.suppress(FileNotFoundError):
@@ -163,7 +191,7 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
             return content, False
         return self._standing(request), True  # another call for the same task was faster
 
-    def _standing(self, request: report_writer_pb2.WriteReportRequest) -> bytes:
+    def _standing(self, request: report.AnyRequest) -> bytes:
         """Returns the report that stands there when it answers the same request, and refuses otherwise.
 
         Raises FileNotFoundError when nothing does.
@@ -195,6 +223,12 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _logged(response: report_writer_pb2.WriteReportResponse) -> report_writer_pb2.WriteReportResponse:
+    again = " as before" if response.already_existed else ""
+    log.info("%s, %d bytes%s, correlation_id=%s", response.path, response.size_bytes, again, correlation_id.get())
+    return response
 
 
 def _too_large(what: str, size: int, limit: int) -> Refusal:

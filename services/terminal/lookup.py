@@ -46,11 +46,13 @@ class View:
         home: absolute path of its workspace, as the command has it.
         workspace: file descriptor of the workspace; -1 while nothing is in it.
         uid: its user, in no group but the one of the same number; 0 for the service's own user.
+        folders: absolute paths of folders of programs, beyond those that every machine has.
     """
 
     home: bytes
     workspace: int
     uid: int
+    folders: tuple[bytes, ...] = ()
 
     def may(self, path: bytes, found: os.stat_result, right: int) -> bool:
         """Whether the command's user has os.R_OK or os.X_OK on a file or folder that is not in the workspace."""
@@ -84,6 +86,7 @@ class Lookup:
     def __init__(self, view: View) -> None:
         self._view = view
         self._home = view.home.rstrip(b"/")
+        self._folders = (*_FOLDERS, *view.folders)
         self._steps = 0
 
     def search(self, program: bytes, path: bytes | None) -> Found:
@@ -114,7 +117,7 @@ class Lookup:
         inside = self._inside(real)
         if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o111:
             raise _error(errno.EACCES)
-        if not inside and not (_below(real, _FOLDERS) and self._view.may(real, found, os.X_OK)):
+        if not inside and not (_below(real, self._folders) and self._view.may(real, found, os.X_OK)):
             raise _error(errno.EACCES)
         return Found(name, real, inside, _identity(found))
 
@@ -171,10 +174,10 @@ class Lookup:
 
     def _look(self, path: bytes, linked: bool) -> os.stat_result | None:
         """Returns what is at a path, None for a folder above those that are looked at."""
-        if self._inside(path) or _below(path, (*_FOLDERS, ALTERNATIVES)):
+        if self._inside(path) or _below(path, (*self._folders, ALTERNATIVES)):
             name, folder = self._at(path)
             return os.lstat(name, dir_fd=folder)
-        if any(_below(looked_at, (path,)) for looked_at in (self._home, ALTERNATIVES, *_FOLDERS)):
+        if any(_below(looked_at, (path,)) for looked_at in (self._home, ALTERNATIVES, *self._folders)):
             return None
         raise _error(errno.EACCES) if linked else _Outside(errno.EACCES, os.strerror(errno.EACCES))
 

@@ -4,9 +4,10 @@ import errno
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from services.terminal import outputs, refusals, workspace
 from services.terminal.job import Setting, Task
@@ -21,7 +22,6 @@ from services.terminal.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-PATH = "/usr/local/bin:/usr/bin:/bin"
 LANG = "C.UTF-8"
 
 
@@ -35,12 +35,22 @@ class Launched:
 
 
 class Launcher:
-    """Prepares and launches commands. `launch` blocks on the disk, and may be called from several threads."""
+    """Prepares and launches commands. `launch` blocks on the disk, and may be called from several threads.
 
-    def __init__(self, rooms: Rooms, programs: Programs, spawners: Mapping[str, Spawner]) -> None:
+    Args:
+        spawners: by tier.
+        path: the PATH of commands.
+        folders: of programs, beyond those that every machine has.
+    """
+
+    def __init__(
+        self, rooms: Rooms, programs: Programs, spawners: Mapping[str, Spawner], path: str, folders: Iterable[Path]
+    ) -> None:
         self._rooms = rooms
         self._programs = programs
-        self._spawners = spawners  # by tier
+        self._spawners = spawners
+        self._path = path
+        self._folders = tuple(map(os.fsencode, folders))
 
     def launch(self, order: Order, policy: Policy) -> Launched:
         """Starts a command in a tier; without an argv it is the tier's self-test.
@@ -82,11 +92,11 @@ class Launcher:
 
     def _task(self, order: Order, room: Workspace, uid: int) -> tuple[Task, Bounds]:
         home, inputs = (os.fsencode(self._rooms.path / part) for part in (room.work_path, room.inputs_path))
-        env = _environment(home, inputs, order.env)
+        env = _environment(self._path, home, inputs, order.env)
         executable, bounds = b"", order.bounds
         identity: tuple[int, ...] = ()
         if order.argv:
-            view = View(home, room.work, uid)
+            view = View(home, room.work, uid, self._folders)
             allowed = self._programs.decide(
                 order.argv[0], env[b"PATH"], view, network=order.loopback, script=order.script
             )
@@ -132,7 +142,7 @@ def setting(policy: Policy, programs: Programs) -> Setting:
     }
 
 
-def _environment(home: bytes, inputs: bytes, asked: dict[str, str]) -> dict[bytes, bytes]:
+def _environment(path: str, home: bytes, inputs: bytes, asked: dict[str, str]) -> dict[bytes, bytes]:
     """Returns all a command's environment holds; the request's own values win."""
-    built = {b"PATH": PATH.encode(), b"HOME": home, b"TMPDIR": home, b"INPUTS": inputs, b"LANG": LANG.encode()}
+    built = {b"PATH": os.fsencode(path), b"HOME": home, b"TMPDIR": home, b"INPUTS": inputs, b"LANG": LANG.encode()}
     return built | {name.encode(): value.encode() for name, value in asked.items()}

@@ -65,28 +65,42 @@ class Policy:
         return (POLLED, KERNEL_MEMORY, SCRATCH, *(() if landlock_abi else (NO_LANDLOCK,)), *always)
 
 
-def of_tier(tier: str, executables: tuple[str, ...] | None) -> Policy:
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """What the operator adds to what commands may read: folders of programs, which may be run too, and of data."""
+
+    programs: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+
+def of_tier(tier: str, executables: tuple[str, ...] | None, folders: Folders = Folders()) -> Policy:
     """Returns the policy of a tier for the user this process runs as.
 
     Args:
-        executables: what may be executed, if not all of PROGRAMS.
+        executables: what may be executed, if not all of PROGRAMS and the operator's folders of programs.
 
     In the standard tier everything rests on Landlock: below ABI 3 files outside can be truncated; below 6 a command can
     signal processes of its own user, the service among them. In the strong tier it is a second wall.
     """
     separate = os.geteuid() == 0
     minimum = (3 if separate else 6) if tier == "standard" else 0
-    return Policy(tier, separate, minimum, tuple(_paths(executables)), listed=executables is not None)
+    return Policy(tier, separate, minimum, tuple(_paths(executables, folders)), listed=executables is not None)
 
 
-def allowed(setting: str, executables: tuple[str, ...] | None) -> tuple[Policy, ...]:
+def allowed(
+    setting: str,
+    executables: tuple[str, ...] | None,
+    folders: Folders = Folders(),
+) -> tuple[Policy, ...]:
     """Returns the tiers that the operator's setting TERMINAL_TIER allows, best first."""
     tiers = {"best": ("strong", "standard"), "none-i-understand": ("none",)}
-    return tuple(of_tier(tier, executables) for tier in tiers.get(setting, (setting,)))
+    return tuple(of_tier(tier, executables, folders) for tier in tiers.get(setting, (setting,)))
 
 
-def _paths(executables: tuple[str, ...] | None) -> Iterator[tuple[str, int]]:
-    for path in PROGRAMS:
+def _paths(executables: tuple[str, ...] | None, folders: Folders) -> Iterator[tuple[str, int]]:
+    for path in folders.data:
+        yield path, landlock.READ
+    for path in (*PROGRAMS, *folders.programs):
         yield path, landlock.READ_EXECUTE if executables is None else landlock.READ
     for path in executables or ():
         yield path, landlock.READ_EXECUTE

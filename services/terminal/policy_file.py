@@ -30,7 +30,6 @@ NUMBERS = (
 _LIMITS = {f"max_{name}": name for name in (*TIMES, *NUMBERS)}
 _GRANT = ("loopback", *_LIMITS)
 _PATH_MAX = 4096
-_FOLDERS = ", ".join(PROGRAMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +169,9 @@ def _program(table: _Table) -> Rule:
         table.refuse("path", f"fewer than {_PATH_MAX} bytes, all printable")
     if "**" in path:
         table.refuse("path", "`*` for any part of one name, as there is no `**`")
-    if f"/{names[0]}" not in PROGRAMS or len(names) < 2:
-        table.refuse("path", f"a program below one of {_FOLDERS}, as no other folder holds programs")
+    folders = (*PROGRAMS, *map(str, table.settings.folders))
+    if not any(path.startswith(f"{folder}/") for folder in folders):
+        table.refuse("path", f"a program below one of {', '.join(folders)}, as no other folder holds programs")
     _refuse_links(table, names)
     return table.rule(path)
 

@@ -64,6 +64,12 @@ def no_file(name: str, path: str) -> Refusal:
     return Refusal(Reason.ERROR_REASON_FILE_NOT_FOUND, text, workspace=name, path=path[:200])
 
 
+def missing(field: str) -> Refusal:
+    """The first message of a stream lacks what only that one says."""
+    what = "must be given on the first message"
+    return Refusal(Reason.ERROR_REASON_INVALID_REQUEST, f"{field}: {what}.", [(field, what)], field=field)
+
+
 def no_loopback(tier: str) -> Refusal:
     """A network was asked for in a tier that has none to give."""
     text = (

@@ -50,7 +50,7 @@ class Sandbox:
         self._policies = policies
         self._policy = policies[0]  # the one in force
         self._spawners = {each.tier: Spawner(interpreter, setting(each, programs)) for each in policies}
-        self._launcher = Launcher(self.rooms, programs, self._spawners)
+        self._launcher = Launcher(self.rooms, programs, self._spawners, settings.path, settings.folders)
         self._taken = 0  # slots
         self._running: set[Running] = set()
         self._sweeper: asyncio.Task[None] | None = None

@@ -1,6 +1,7 @@
 """The Terminal servicer: maps the contract to the sandbox and back. No decision about a command is taken here."""
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -12,6 +13,7 @@ from services.common.boundary import Context, correlation_id
 from services.common.config import TerminalSettings
 from services.terminal import limits, refusals
 from services.terminal.calls import Calls
+from services.terminal.delivery import Delivery
 from services.terminal.globs import Globs
 from services.terminal.policy import Isolation, Order
 from services.terminal.policy_file import Rule
@@ -57,6 +59,37 @@ class TerminalService(terminal_pb2_grpc.TerminalServicer):
         finally:
             os.close(fd)
 
+    async def StatFile(self, request: terminal_pb2.ReadFileRequest, context: Context) -> terminal_pb2.OutputFile:
+        """Tells size and SHA-256 of a file of a named workspace; see the contract."""
+        fd = await asyncio.to_thread(self._sandbox.rooms.open_file, request.workspace, request.path)
+        with os.fdopen(fd, "rb") as file:
+            sha256 = await asyncio.to_thread(hashlib.file_digest, file, "sha256")
+            size = os.fstat(fd).st_size
+        return terminal_pb2.OutputFile(path=request.path, size_bytes=size, sha256=sha256.hexdigest())
+
+    async def WriteFile(
+        self, requests: AsyncIterator[terminal_pb2.WriteFileRequest], context: Context
+    ) -> terminal_pb2.OutputFile:
+        """Writes a file into a named workspace; see the contract."""
+        first = await anext(requests, terminal_pb2.WriteFileRequest())
+        for name in ("workspace", "path"):
+            if not getattr(first, name):
+                raise refusals.missing(name)
+        room = await asyncio.to_thread(self._sandbox.rooms.take, first.workspace, 0)
+        delivery = Delivery(room, first.workspace, first.path, self._settings.max_file_size_bytes)
+        try:
+            await asyncio.to_thread(delivery.open)
+            await asyncio.to_thread(delivery.write, first.data)
+            async for request in requests:
+                await asyncio.to_thread(delivery.write, request.data)
+            sha256 = await asyncio.to_thread(delivery.finish, first.sha256)
+        except OSError as error:
+            raise refusals.unavailable("workspace", error.errno) from error
+        finally:
+            await asyncio.to_thread(delivery.close)
+            await asyncio.to_thread(self._sandbox.rooms.give_back, room)
+        return terminal_pb2.OutputFile(path=first.path, size_bytes=delivery.size, sha256=sha256)
+
     async def RemoveWorkspace(
         self, request: terminal_pb2.RemoveWorkspaceRequest, context: Context
     ) -> terminal_pb2.RemoveWorkspaceResponse:
@@ -83,6 +116,7 @@ class TerminalService(terminal_pb2_grpc.TerminalServicer):
             ],
             programs=[_to_rule(rule) for rule in sandbox.programs.rules()],
             loopback=sandbox.loopback,
+            data_folders=[str(folder) for folder in self._settings.data],
         )
 
 

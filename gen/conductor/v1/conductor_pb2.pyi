@@ -7,9 +7,11 @@ from collections import abc as _abc
 from conductor.v1 import error_pb2 as _error_pb2
 from conductor.v1 import project_pb2 as _project_pb2
 from conductor.v1 import task_pb2 as _task_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -410,6 +412,7 @@ class TransitionToRequest(_message.Message):
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    EDITS_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project."""
     stage_id: _project_pb2.Stage.ValueType
@@ -430,6 +433,10 @@ class TransitionToRequest(_message.Message):
     def error(self) -> _error_pb2.TypedError:
         """Why the stage failed; taken into the stage. Only with FAILED; an error made from `message` when absent."""
 
+    @_builtins.property
+    def edits(self) -> _struct_pb2.Struct:
+        """What to choose for the stage, by field, in a run; among what its gate offered last. At most 64 KiB as JSON."""
+
     def __init__(
         self,
         *,
@@ -441,10 +448,11 @@ class TransitionToRequest(_message.Message):
         correlation_id: _builtins.str | None = ...,
         scope: _task_pb2.Scope | None = ...,
         error: _error_pb2.TypedError | None = ...,
+        edits: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "error", b"error", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "edits", b"edits", "error", b"error", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "error", b"error", "message", b"message", "project_id", b"project_id", "request_id", b"request_id", "scope", b"scope", "stage_id", b"stage_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "edits", b"edits", "error", b"error", "message", b"message", "project_id", b"project_id", "request_id", b"request_id", "scope", b"scope", "stage_id", b"stage_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__correlation_id: _TypeAlias = _typing.Literal["correlation_id"]  # noqa: Y015
     _WhichOneofArgType__correlation_id: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id"]  # noqa: Y015
@@ -586,6 +594,7 @@ class ConfirmRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    EDITS_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project."""
     stage_id: _project_pb2.Stage.ValueType
@@ -606,6 +615,10 @@ class ConfirmRequest(_message.Message):
     def scope(self) -> _task_pb2.Scope:
         """On whose behalf."""
 
+    @_builtins.property
+    def edits(self) -> _struct_pb2.Struct:
+        """What to choose, by field, in a run; among what the gate offers. At most 64 KiB as JSON."""
+
     def __init__(
         self,
         *,
@@ -618,10 +631,11 @@ class ConfirmRequest(_message.Message):
         request_id: _builtins.str | None = ...,
         correlation_id: _builtins.str | None = ...,
         scope: _task_pb2.Scope | None = ...,
+        edits: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "approved", b"approved", "correlation_id", b"correlation_id", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "approved", b"approved", "correlation_id", b"correlation_id", "edits", b"edits", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "approved", b"approved", "confirmation_id", b"confirmation_id", "correlation_id", b"correlation_id", "plan_id", b"plan_id", "project_id", b"project_id", "reason", b"reason", "request_id", b"request_id", "scope", b"scope", "stage_id", b"stage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approved", b"_approved", "_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "approved", b"approved", "confirmation_id", b"confirmation_id", "correlation_id", b"correlation_id", "edits", b"edits", "plan_id", b"plan_id", "project_id", b"project_id", "reason", b"reason", "request_id", b"request_id", "scope", b"scope", "stage_id", b"stage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__approved: _TypeAlias = _typing.Literal["approved"]  # noqa: Y015
     _WhichOneofArgType__approved: _TypeAlias = _typing.Literal["_approved", b"_approved"]  # noqa: Y015
@@ -637,6 +651,148 @@ class ConfirmRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___ConfirmRequest: _TypeAlias = ConfirmRequest  # noqa: Y015
+
+@_typing.final
+class StartProjectRequest(_message.Message):
+    """Begins a run of a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """The project."""
+    objective: _builtins.str
+    """What is wanted, in natural language: "predict species from penguins.csv". At most 16,384 characters. What it lacks
+    is asked for at the first gate.
+    """
+    data: _builtins.str
+    """The data: a path below the Terminal's data folders, or `uploads/<name>`. When empty, DATA_SOURCE looks for it."""
+    request_id: _builtins.str
+    """Makes a repeat return the first answer (AIP-155). Kept for 24 hours."""
+    correlation_id: _builtins.str
+    """Ties all records of this request together. Taken from the `x-correlation-id` header, then generated, when absent."""
+    @_builtins.property
+    def options(self) -> _project_pb2.RunOptions:
+        """What steers the run. Defaults when absent."""
+
+    @_builtins.property
+    def scope(self) -> _task_pb2.Scope:
+        """On whose behalf."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        objective: _builtins.str = ...,
+        data: _builtins.str = ...,
+        options: _project_pb2.RunOptions | None = ...,
+        request_id: _builtins.str | None = ...,
+        correlation_id: _builtins.str | None = ...,
+        scope: _task_pb2.Scope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "options", b"options", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "data", b"data", "objective", b"objective", "options", b"options", "project_id", b"project_id", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__correlation_id: _TypeAlias = _typing.Literal["correlation_id"]  # noqa: Y015
+    _WhichOneofArgType__correlation_id: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__correlation_id) -> _WhichOneofReturnType__correlation_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___StartProjectRequest: _TypeAlias = StartProjectRequest  # noqa: Y015
+
+@_typing.final
+class CancelRunRequest(_message.Message):
+    """Cancels the run of a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """The project."""
+    reason: _builtins.str
+    """Why, for the record. At most 4,000 characters."""
+    request_id: _builtins.str
+    """Makes a repeat return the first answer (AIP-155). Kept for 24 hours."""
+    correlation_id: _builtins.str
+    """Ties all records of this request together. Taken from the `x-correlation-id` header, then generated, when absent."""
+    @_builtins.property
+    def scope(self) -> _task_pb2.Scope:
+        """On whose behalf."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+        correlation_id: _builtins.str | None = ...,
+        scope: _task_pb2.Scope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "_request_id", b"_request_id", "correlation_id", b"correlation_id", "project_id", b"project_id", "reason", b"reason", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__correlation_id: _TypeAlias = _typing.Literal["correlation_id"]  # noqa: Y015
+    _WhichOneofArgType__correlation_id: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__correlation_id) -> _WhichOneofReturnType__correlation_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___CancelRunRequest: _TypeAlias = CancelRunRequest  # noqa: Y015
+
+@_typing.final
+class UploadDataRequest(_message.Message):
+    """Carries a piece of a file of data. The first message says what it is; those behind it have content only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """The project. On the first message."""
+    name: _builtins.str
+    """The file's name. On the first message."""
+    sha256: _builtins.str
+    """SHA-256 that the whole must have, in lower-case hexadecimal. On the first message; not checked when absent."""
+    @_builtins.property
+    def content(self) -> _httpbody_pb2.HttpBody:
+        """The piece, at most 1 MiB. Its content type is not looked at: the file says itself what it is."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        content: _httpbody_pb2.HttpBody | None = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "project_id", b"project_id", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadDataRequest: _TypeAlias = UploadDataRequest  # noqa: Y015
 
 @_typing.final
 class SubscribeEventsRequest(_message.Message):

@@ -101,6 +101,21 @@ class ConductorStub:
                 request_serializer=conductor_dot_v1_dot_conductor__pb2.ConfirmRequest.SerializeToString,
                 response_deserializer=conductor_dot_v1_dot_project__pb2.ProjectState.FromString,
                 _registered_method=True)
+        self.StartProject = channel.unary_unary(
+                '/conductor.v1.Conductor/StartProject',
+                request_serializer=conductor_dot_v1_dot_conductor__pb2.StartProjectRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_project__pb2.ProjectState.FromString,
+                _registered_method=True)
+        self.CancelRun = channel.unary_unary(
+                '/conductor.v1.Conductor/CancelRun',
+                request_serializer=conductor_dot_v1_dot_conductor__pb2.CancelRunRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_project__pb2.ProjectState.FromString,
+                _registered_method=True)
+        self.UploadData = channel.stream_unary(
+                '/conductor.v1.Conductor/UploadData',
+                request_serializer=conductor_dot_v1_dot_conductor__pb2.UploadDataRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_project__pb2.DataUpload.FromString,
+                _registered_method=True)
         self.SubscribeEvents = channel.unary_stream(
                 '/conductor.v1.Conductor/SubscribeEvents',
                 request_serializer=conductor_dot_v1_dot_conductor__pb2.SubscribeEventsRequest.SerializeToString,
@@ -190,8 +205,9 @@ class ConductorServicer:
 
     def TransitionTo(self, request, context):
         """Moves a project: reports on the current stage, starts the next one, or goes back to an earlier one, which resets
-        every later stage. Skipping forward is refused.
-        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        every later stage. Skipping forward is refused. In a run, it begins the current stage or an earlier one again, with
+        edits if given; the run itself does the rest.
+        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +215,7 @@ class ConductorServicer:
 
     def WaitForConfirmation(self, request, context):
         """Asks a person to confirm the current stage. Asking again replaces the open request.
-        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +223,7 @@ class ConductorServicer:
 
     def ProposePlan(self, request, context):
         """Proposes a plan for the current stage. Proposing again replaces the pending plan.
-        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,8 +231,36 @@ class ConductorServicer:
 
     def Confirm(self, request, context):
         """Answers the gate of the current stage. Approving completes the stage and starts the next one; rejecting sends it
-        back to work. An answer that names something else than what waits is refused.
-        Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        back to work. An answer that names something else than what waits is refused. In a run, an answer may choose among
+        what the gate offers: the stage is then done again with these edits, and, when they were approved, the run goes on
+        behind it unless something required is missing.
+        Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartProject(self, request, context):
+        """Begins a run: the project's stages are done by programs in the Terminal, from an objective and data to a report, and
+        stop at their gates for a person. Answers at once; what was there before is reset. One run at a time.
+        Errors: INVALID_REQUEST, RUN_ACTIVE, DATA_NOT_FOUND, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRun(self, request, context):
+        """Cancels the run of a project and kills what it runs. The current stage fails with TASK_CANCELLED.
+        Errors: INVALID_REQUEST, NO_RUN, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadData(self, request_iterator, context):
+        """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
+        of the same name takes its place for later runs.
+        Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -309,6 +353,21 @@ def add_ConductorServicer_to_server(servicer, server):
                     servicer.Confirm,
                     request_deserializer=conductor_dot_v1_dot_conductor__pb2.ConfirmRequest.FromString,
                     response_serializer=conductor_dot_v1_dot_project__pb2.ProjectState.SerializeToString,
+            ),
+            'StartProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartProject,
+                    request_deserializer=conductor_dot_v1_dot_conductor__pb2.StartProjectRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_project__pb2.ProjectState.SerializeToString,
+            ),
+            'CancelRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRun,
+                    request_deserializer=conductor_dot_v1_dot_conductor__pb2.CancelRunRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_project__pb2.ProjectState.SerializeToString,
+            ),
+            'UploadData': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadData,
+                    request_deserializer=conductor_dot_v1_dot_conductor__pb2.UploadDataRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_project__pb2.DataUpload.SerializeToString,
             ),
             'SubscribeEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.SubscribeEvents,
@@ -648,6 +707,87 @@ class Conductor:
             '/conductor.v1.Conductor/Confirm',
             conductor_dot_v1_dot_conductor__pb2.ConfirmRequest.SerializeToString,
             conductor_dot_v1_dot_project__pb2.ProjectState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Conductor/StartProject',
+            conductor_dot_v1_dot_conductor__pb2.StartProjectRequest.SerializeToString,
+            conductor_dot_v1_dot_project__pb2.ProjectState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Conductor/CancelRun',
+            conductor_dot_v1_dot_conductor__pb2.CancelRunRequest.SerializeToString,
+            conductor_dot_v1_dot_project__pb2.ProjectState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadData(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/conductor.v1.Conductor/UploadData',
+            conductor_dot_v1_dot_conductor__pb2.UploadDataRequest.SerializeToString,
+            conductor_dot_v1_dot_project__pb2.DataUpload.FromString,
             options,
             channel_credentials,
             insecure,

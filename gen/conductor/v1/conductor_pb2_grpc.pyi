@@ -79,21 +79,38 @@ class ConductorStub:
     """
     TransitionTo: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.TransitionToRequest, _project_pb2.ProjectState]
     """Moves a project: reports on the current stage, starts the next one, or goes back to an earlier one, which resets
-    every later stage. Skipping forward is refused.
-    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    every later stage. Skipping forward is refused. In a run, it begins the current stage or an earlier one again, with
+    edits if given; the run itself does the rest.
+    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     WaitForConfirmation: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.WaitForConfirmationRequest, _project_pb2.ProjectState]
     """Asks a person to confirm the current stage. Asking again replaces the open request.
-    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     ProposePlan: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.ProposePlanRequest, _project_pb2.ProjectState]
     """Proposes a plan for the current stage. Proposing again replaces the pending plan.
-    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     Confirm: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.ConfirmRequest, _project_pb2.ProjectState]
     """Answers the gate of the current stage. Approving completes the stage and starts the next one; rejecting sends it
-    back to work. An answer that names something else than what waits is refused.
-    Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    back to work. An answer that names something else than what waits is refused. In a run, an answer may choose among
+    what the gate offers: the stage is then done again with these edits, and, when they were approved, the run goes on
+    behind it unless something required is missing.
+    Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    """
+    StartProject: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.StartProjectRequest, _project_pb2.ProjectState]
+    """Begins a run: the project's stages are done by programs in the Terminal, from an objective and data to a report, and
+    stop at their gates for a person. Answers at once; what was there before is reset. One run at a time.
+    Errors: INVALID_REQUEST, RUN_ACTIVE, DATA_NOT_FOUND, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    """
+    CancelRun: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.CancelRunRequest, _project_pb2.ProjectState]
+    """Cancels the run of a project and kills what it runs. The current stage fails with TASK_CANCELLED.
+    Errors: INVALID_REQUEST, NO_RUN, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    """
+    UploadData: _grpc.StreamUnaryMultiCallable[_conductor_pb2.UploadDataRequest, _project_pb2.DataUpload]
+    """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
+    of the same name takes its place for later runs.
+    Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     SubscribeEvents: _grpc.UnaryStreamMultiCallable[_conductor_pb2.SubscribeEventsRequest, _event_pb2.Event]
     """Streams events to generated clients. Promises, kept across restarts of either side:
@@ -160,21 +177,38 @@ class ConductorAsyncStub(ConductorStub):
     """
     TransitionTo: _aio.UnaryUnaryMultiCallable[_conductor_pb2.TransitionToRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
     """Moves a project: reports on the current stage, starts the next one, or goes back to an earlier one, which resets
-    every later stage. Skipping forward is refused.
-    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    every later stage. Skipping forward is refused. In a run, it begins the current stage or an earlier one again, with
+    edits if given; the run itself does the rest.
+    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     WaitForConfirmation: _aio.UnaryUnaryMultiCallable[_conductor_pb2.WaitForConfirmationRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
     """Asks a person to confirm the current stage. Asking again replaces the open request.
-    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     ProposePlan: _aio.UnaryUnaryMultiCallable[_conductor_pb2.ProposePlanRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
     """Proposes a plan for the current stage. Proposing again replaces the pending plan.
-    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     Confirm: _aio.UnaryUnaryMultiCallable[_conductor_pb2.ConfirmRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
     """Answers the gate of the current stage. Approving completes the stage and starts the next one; rejecting sends it
-    back to work. An answer that names something else than what waits is refused.
-    Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    back to work. An answer that names something else than what waits is refused. In a run, an answer may choose among
+    what the gate offers: the stage is then done again with these edits, and, when they were approved, the run goes on
+    behind it unless something required is missing.
+    Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    """
+    StartProject: _aio.UnaryUnaryMultiCallable[_conductor_pb2.StartProjectRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
+    """Begins a run: the project's stages are done by programs in the Terminal, from an objective and data to a report, and
+    stop at their gates for a person. Answers at once; what was there before is reset. One run at a time.
+    Errors: INVALID_REQUEST, RUN_ACTIVE, DATA_NOT_FOUND, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    """
+    CancelRun: _aio.UnaryUnaryMultiCallable[_conductor_pb2.CancelRunRequest, _project_pb2.ProjectState]  # type: ignore[assignment]
+    """Cancels the run of a project and kills what it runs. The current stage fails with TASK_CANCELLED.
+    Errors: INVALID_REQUEST, NO_RUN, REQUEST_ID_REUSED, WRITE_CONFLICT.
+    """
+    UploadData: _aio.StreamUnaryMultiCallable[_conductor_pb2.UploadDataRequest, _project_pb2.DataUpload]  # type: ignore[assignment]
+    """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
+    of the same name takes its place for later runs.
+    Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     SubscribeEvents: _aio.UnaryStreamMultiCallable[_conductor_pb2.SubscribeEventsRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Streams events to generated clients. Promises, kept across restarts of either side:
@@ -292,8 +326,9 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.ProjectState, _abc.Awaitable[_project_pb2.ProjectState]]:
         """Moves a project: reports on the current stage, starts the next one, or goes back to an earlier one, which resets
-        every later stage. Skipping forward is refused.
-        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        every later stage. Skipping forward is refused. In a run, it begins the current stage or an earlier one again, with
+        edits if given; the run itself does the rest.
+        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
         """
 
     @_abc_1.abstractmethod
@@ -303,7 +338,7 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.ProjectState, _abc.Awaitable[_project_pb2.ProjectState]]:
         """Asks a person to confirm the current stage. Asking again replaces the open request.
-        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
         """
 
     @_abc_1.abstractmethod
@@ -313,7 +348,7 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.ProjectState, _abc.Awaitable[_project_pb2.ProjectState]]:
         """Proposes a plan for the current stage. Proposing again replaces the pending plan.
-        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        Errors: INVALID_REQUEST, ILLEGAL_TRANSITION, RUN_ACTIVE, REQUEST_ID_REUSED, WRITE_CONFLICT.
         """
 
     @_abc_1.abstractmethod
@@ -323,8 +358,42 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.ProjectState, _abc.Awaitable[_project_pb2.ProjectState]]:
         """Answers the gate of the current stage. Approving completes the stage and starts the next one; rejecting sends it
-        back to work. An answer that names something else than what waits is refused.
-        Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        back to work. An answer that names something else than what waits is refused. In a run, an answer may choose among
+        what the gate offers: the stage is then done again with these edits, and, when they were approved, the run goes on
+        behind it unless something required is missing.
+        Errors: INVALID_REQUEST, STALE_CONFIRMATION, NOTHING_TO_CONFIRM, EDIT_REFUSED, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def StartProject(
+        self,
+        request: _conductor_pb2.StartProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.ProjectState, _abc.Awaitable[_project_pb2.ProjectState]]:
+        """Begins a run: the project's stages are done by programs in the Terminal, from an objective and data to a report, and
+        stop at their gates for a person. Answers at once; what was there before is reset. One run at a time.
+        Errors: INVALID_REQUEST, RUN_ACTIVE, DATA_NOT_FOUND, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelRun(
+        self,
+        request: _conductor_pb2.CancelRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.ProjectState, _abc.Awaitable[_project_pb2.ProjectState]]:
+        """Cancels the run of a project and kills what it runs. The current stage fails with TASK_CANCELLED.
+        Errors: INVALID_REQUEST, NO_RUN, REQUEST_ID_REUSED, WRITE_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadData(
+        self,
+        request_iterator: _MaybeAsyncIterator[_conductor_pb2.UploadDataRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.DataUpload, _abc.Awaitable[_project_pb2.DataUpload]]:
+        """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
+        of the same name takes its place for later runs.
+        Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
 
     @_abc_1.abstractmethod

@@ -187,6 +187,26 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The report would be larger than the writer stores. FAILED_PRECONDITION.
     Sample: {"size_bytes": "9000000", "limit_bytes": "8388608"}
     """
+    ERROR_REASON_RUN_ACTIVE: _ErrorReason.ValueType  # 36
+    """A run drives the project: it cannot be moved by hand, or begun anew, while it goes on. FAILED_PRECONDITION.
+    Sample: {"run_id": "0192f0c1-…", "found": "RUN_STATUS_RUNNING"}
+    """
+    ERROR_REASON_NO_RUN: _ErrorReason.ValueType  # 37
+    """The project has no run that could be cancelled. FAILED_PRECONDITION. Sample: {"found": "RUN_STATUS_COMPLETED"}"""
+    ERROR_REASON_EDIT_REFUSED: _ErrorReason.ValueType  # 38
+    """An edit was not offered at the gate, or has a value that was not. INVALID_ARGUMENT.
+    Sample: {"field": "target", "value": "specie"}
+    """
+    ERROR_REASON_STAGE_FAILED: _ErrorReason.ValueType  # 39
+    """A stage's program could not do its work; `code` is one of docs/stages.md. FAILED_PRECONDITION.
+    Sample: {"code": "TARGET_NOT_FOUND", "column": "specie"}
+    """
+    ERROR_REASON_DATA_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """No data of this name was uploaded to the project. NOT_FOUND. Sample: {"data": "uploads/penguins.csv"}"""
+    ERROR_REASON_UPLOAD_REFUSED: _ErrorReason.ValueType  # 41
+    """The upload is larger than is taken, or has another SHA-256 than it should. FAILED_PRECONDITION.
+    Sample: {"limit_bytes": "1073741824"}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Names one cause each. The name, without its prefix, travels as `reason` in google.rpc.ErrorInfo (domain
@@ -307,6 +327,26 @@ ERROR_REASON_REPORT_NOT_FOUND: ErrorReason.ValueType  # 30
 ERROR_REASON_REPORT_TOO_LARGE: ErrorReason.ValueType  # 31
 """The report would be larger than the writer stores. FAILED_PRECONDITION.
 Sample: {"size_bytes": "9000000", "limit_bytes": "8388608"}
+"""
+ERROR_REASON_RUN_ACTIVE: ErrorReason.ValueType  # 36
+"""A run drives the project: it cannot be moved by hand, or begun anew, while it goes on. FAILED_PRECONDITION.
+Sample: {"run_id": "0192f0c1-…", "found": "RUN_STATUS_RUNNING"}
+"""
+ERROR_REASON_NO_RUN: ErrorReason.ValueType  # 37
+"""The project has no run that could be cancelled. FAILED_PRECONDITION. Sample: {"found": "RUN_STATUS_COMPLETED"}"""
+ERROR_REASON_EDIT_REFUSED: ErrorReason.ValueType  # 38
+"""An edit was not offered at the gate, or has a value that was not. INVALID_ARGUMENT.
+Sample: {"field": "target", "value": "specie"}
+"""
+ERROR_REASON_STAGE_FAILED: ErrorReason.ValueType  # 39
+"""A stage's program could not do its work; `code` is one of docs/stages.md. FAILED_PRECONDITION.
+Sample: {"code": "TARGET_NOT_FOUND", "column": "specie"}
+"""
+ERROR_REASON_DATA_NOT_FOUND: ErrorReason.ValueType  # 40
+"""No data of this name was uploaded to the project. NOT_FOUND. Sample: {"data": "uploads/penguins.csv"}"""
+ERROR_REASON_UPLOAD_REFUSED: ErrorReason.ValueType  # 41
+"""The upload is larger than is taken, or has another SHA-256 than it should. FAILED_PRECONDITION.
+Sample: {"limit_bytes": "1073741824"}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

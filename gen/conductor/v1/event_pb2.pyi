@@ -13,6 +13,7 @@ from conductor.v1 import terminal_pb2 as _terminal_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -43,6 +44,8 @@ class _RouteReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RouteReas
     """The Researcher could not be reached or did not answer in time; the Terminal takes its place."""
     ROUTE_REASON_NO_FINDINGS: _RouteReason.ValueType  # 4
     """The Researcher reported no findings; the Terminal is used as well."""
+    ROUTE_REASON_STAGE: _RouteReason.ValueType  # 5
+    """The task does a stage of a run: its program runs in the Terminal."""
 
 class RouteReason(_RouteReason, metaclass=_RouteReasonEnumTypeWrapper):
     """Says why a route was chosen."""
@@ -57,6 +60,8 @@ ROUTE_REASON_RESEARCHER_UNAVAILABLE: RouteReason.ValueType  # 3
 """The Researcher could not be reached or did not answer in time; the Terminal takes its place."""
 ROUTE_REASON_NO_FINDINGS: RouteReason.ValueType  # 4
 """The Researcher reported no findings; the Terminal is used as well."""
+ROUTE_REASON_STAGE: RouteReason.ValueType  # 5
+"""The task does a stage of a run: its program runs in the Terminal."""
 Global___RouteReason: _TypeAlias = RouteReason  # noqa: Y015
 
 @_typing.final
@@ -75,6 +80,10 @@ class Event(_message.Message):
       PLAN_PROPOSED             plan_proposed
       PLAN_APPROVED             plan_approved
       CONFIRMATION_ANSWERED     confirmation_answered
+      RUN_STARTED               run_started            the project's stages are done by programs from here on
+      STAGE_RESULT              stage_result           what a stage's program found
+      RUN_ENDED                 run_ended              completed, failed or cancelled
+      DATA_UPLOADED             data_uploaded
 
     Two types exist on streams only and are never stored: conductor.snapshot (snapshot: the state a subscription
     without a cursor starts from) and conductor.checkpoint (no payload: the stream is alive and complete through
@@ -108,6 +117,10 @@ class Event(_message.Message):
     PLAN_PROPOSED_FIELD_NUMBER: _builtins.int
     PLAN_APPROVED_FIELD_NUMBER: _builtins.int
     CONFIRMATION_ANSWERED_FIELD_NUMBER: _builtins.int
+    RUN_STARTED_FIELD_NUMBER: _builtins.int
+    STAGE_RESULT_FIELD_NUMBER: _builtins.int
+    RUN_ENDED_FIELD_NUMBER: _builtins.int
+    DATA_UPLOADED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Position in the one log of all events, from 1, gapless in commit order. A cursor for resuming. In JSON a string."""
@@ -190,6 +203,22 @@ class Event(_message.Message):
         """CONFIRMATION_ANSWERED"""
 
     @_builtins.property
+    def run_started(self) -> Global___RunStarted:
+        """RUN_STARTED"""
+
+    @_builtins.property
+    def stage_result(self) -> Global___StageResult:
+        """STAGE_RESULT"""
+
+    @_builtins.property
+    def run_ended(self) -> Global___RunEnded:
+        """RUN_ENDED"""
+
+    @_builtins.property
+    def data_uploaded(self) -> _project_pb2.DataUpload:
+        """DATA_UPLOADED"""
+
+    @_builtins.property
     def snapshot(self) -> Global___Snapshot:
         """conductor.snapshot"""
 
@@ -221,13 +250,17 @@ class Event(_message.Message):
         plan_proposed: _project_pb2.Plan | None = ...,
         plan_approved: Global___PlanApproved | None = ...,
         confirmation_answered: Global___ConfirmationAnswered | None = ...,
+        run_started: Global___RunStarted | None = ...,
+        stage_result: Global___StageResult | None = ...,
+        run_ended: Global___RunEnded | None = ...,
+        data_uploaded: _project_pb2.DataUpload | None = ...,
         snapshot: Global___Snapshot | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "confirmation_answered", b"confirmation_answered", "occurred_at", b"occurred_at", "payload", b"payload", "plan_approved", b"plan_approved", "plan_proposed", b"plan_proposed", "scope", b"scope", "snapshot", b"snapshot", "stage_status", b"stage_status", "task_cancelled", b"task_cancelled", "task_completed", b"task_completed", "task_failed", b"task_failed", "task_progress", b"task_progress", "task_started", b"task_started", "waiting_confirmation", b"waiting_confirmation", "worker_call", b"worker_call", "worker_result", b"worker_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "confirmation_answered", b"confirmation_answered", "data_uploaded", b"data_uploaded", "occurred_at", b"occurred_at", "payload", b"payload", "plan_approved", b"plan_approved", "plan_proposed", b"plan_proposed", "run_ended", b"run_ended", "run_started", b"run_started", "scope", b"scope", "snapshot", b"snapshot", "stage_result", b"stage_result", "stage_status", b"stage_status", "task_cancelled", b"task_cancelled", "task_completed", b"task_completed", "task_failed", b"task_failed", "task_progress", b"task_progress", "task_started", b"task_started", "waiting_confirmation", b"waiting_confirmation", "worker_call", b"worker_call", "worker_result", b"worker_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "confirmation_answered", b"confirmation_answered", "correlation_id", b"correlation_id", "event_id", b"event_id", "log_id", b"log_id", "occurred_at", b"occurred_at", "payload", b"payload", "phase", b"phase", "plan_approved", b"plan_approved", "plan_proposed", b"plan_proposed", "project_id", b"project_id", "scope", b"scope", "sequence", b"sequence", "snapshot", b"snapshot", "stage_status", b"stage_status", "status", b"status", "stream_sequence", b"stream_sequence", "task_cancelled", b"task_cancelled", "task_completed", b"task_completed", "task_failed", b"task_failed", "task_id", b"task_id", "task_progress", b"task_progress", "task_started", b"task_started", "type", b"type", "waiting_confirmation", b"waiting_confirmation", "worker_call", b"worker_call", "worker_result", b"worker_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "confirmation_answered", b"confirmation_answered", "correlation_id", b"correlation_id", "data_uploaded", b"data_uploaded", "event_id", b"event_id", "log_id", b"log_id", "occurred_at", b"occurred_at", "payload", b"payload", "phase", b"phase", "plan_approved", b"plan_approved", "plan_proposed", b"plan_proposed", "project_id", b"project_id", "run_ended", b"run_ended", "run_started", b"run_started", "scope", b"scope", "sequence", b"sequence", "snapshot", b"snapshot", "stage_result", b"stage_result", "stage_status", b"stage_status", "status", b"status", "stream_sequence", b"stream_sequence", "task_cancelled", b"task_cancelled", "task_completed", b"task_completed", "task_failed", b"task_failed", "task_id", b"task_id", "task_progress", b"task_progress", "task_started", b"task_started", "type", b"type", "waiting_confirmation", b"waiting_confirmation", "worker_call", b"worker_call", "worker_result", b"worker_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["task_started", "task_progress", "worker_call", "worker_result", "task_completed", "task_failed", "task_cancelled", "stage_status", "waiting_confirmation", "plan_proposed", "plan_approved", "confirmation_answered", "snapshot"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["task_started", "task_progress", "worker_call", "worker_result", "task_completed", "task_failed", "task_cancelled", "stage_status", "waiting_confirmation", "plan_proposed", "plan_approved", "confirmation_answered", "run_started", "stage_result", "run_ended", "data_uploaded", "snapshot"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -269,6 +302,7 @@ class TaskStarted(_message.Message):
     OUTPUT_MODE_FIELD_NUMBER: _builtins.int
     HINTS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
     """What was asked."""
     output_mode: _task_pb2.OutputMode.ValueType
@@ -281,6 +315,10 @@ class TaskStarted(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When the task must have ended."""
 
+    @_builtins.property
+    def stage(self) -> Global___StageCall:
+        """The stage of a project's run that it does. Absent on all other tasks."""
+
     def __init__(
         self,
         *,
@@ -288,14 +326,65 @@ class TaskStarted(_message.Message):
         output_mode: _task_pb2.OutputMode.ValueType = ...,
         hints: _task_pb2.Hints | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        stage: Global___StageCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "hints", b"hints"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "hints", b"hints", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "hints", b"hints", "objective", b"objective", "output_mode", b"output_mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "hints", b"hints", "objective", b"objective", "output_mode", b"output_mode", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
+
+@_typing.final
+class StageCall(_message.Message):
+    """Says which stage of which run a task does, with everything it needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    STAGE_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PROGRAM_FIELD_NUMBER: _builtins.int
+    EDITS_FIELD_NUMBER: _builtins.int
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    stage_id: _project_pb2.Stage.ValueType
+    """The stage."""
+    attempt: _builtins.int
+    """The attempt, counted from 1."""
+    @_builtins.property
+    def run(self) -> _project_pb2.Run:
+        """The run, as it stood when the stage was begun."""
+
+    @_builtins.property
+    def program(self) -> _project_pb2.StageProgram:
+        """The program."""
+
+    @_builtins.property
+    def edits(self) -> _struct_pb2.Struct:
+        """What a person chose for the stage, by field."""
+
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[_project_pb2.DataUpload]:
+        """Data that was uploaded to the project and that the run may use."""
+
+    def __init__(
+        self,
+        *,
+        run: _project_pb2.Run | None = ...,
+        stage_id: _project_pb2.Stage.ValueType = ...,
+        attempt: _builtins.int = ...,
+        program: _project_pb2.StageProgram | None = ...,
+        edits: _struct_pb2.Struct | None = ...,
+        uploads: _abc.Iterable[_project_pb2.DataUpload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "program", b"program", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "edits", b"edits", "program", b"program", "run", b"run", "stage_id", b"stage_id", "uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageCall: _TypeAlias = StageCall  # noqa: Y015
 
 @_typing.final
 class Route(_message.Message):
@@ -339,6 +428,7 @@ class TaskProgress(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     OMITTED_BYTES_FIELD_NUMBER: _builtins.int
     RESEARCH_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     message: _builtins.str
     """What happens, one short sentence."""
     step: _builtins.int
@@ -366,6 +456,12 @@ class TaskProgress(_message.Message):
         research takes, 100 at most, and the last when it ends. Absent when this is not about that.
         """
 
+    @_builtins.property
+    def stage(self) -> _project_pb2.StageProgress:
+        """How far a stage's program is. One such progress at most every half second, ever fewer the longer it runs, 100 at most.
+        Absent when this is not about that.
+        """
+
     def __init__(
         self,
         *,
@@ -377,10 +473,11 @@ class TaskProgress(_message.Message):
         output: _abc.Iterable[_terminal_pb2.OutputChunk] | None = ...,
         omitted_bytes: _builtins.int = ...,
         research: Global___ResearchActivity | None = ...,
+        stage: _project_pb2.StageProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["research", b"research", "route", b"route"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["research", b"research", "route", b"route", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "message", b"message", "omitted_bytes", b"omitted_bytes", "output", b"output", "research", b"research", "route", b"route", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "message", b"message", "omitted_bytes", b"omitted_bytes", "output", b"output", "research", b"research", "route", b"route", "stage", b"stage", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -497,6 +594,7 @@ class WorkerResult(_message.Message):
     RESEARCH_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call it answers."""
     capability: _task_pb2.Capability.ValueType
@@ -521,6 +619,10 @@ class WorkerResult(_message.Message):
     def report(self) -> _report_writer_pb2.WriteReportResponse:
         """From the ReportWriter."""
 
+    @_builtins.property
+    def stage(self) -> _project_pb2.StageOutcome:
+        """From the Terminal, when it did a stage; may be set beside `error`, with what may be chosen for another attempt."""
+
     def __init__(
         self,
         *,
@@ -531,12 +633,13 @@ class WorkerResult(_message.Message):
         research: _researcher_pb2.ResearchResult | None = ...,
         command: _report_writer_pb2.CommandRecord | None = ...,
         report: _report_writer_pb2.WriteReportResponse | None = ...,
+        stage: _project_pb2.StageOutcome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "duration", b"duration", "error", b"error", "report", b"report", "research", b"research", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "duration", b"duration", "error", b"error", "report", b"report", "research", b"research", "result", b"result", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "capability", b"capability", "command", b"command", "duration", b"duration", "error", b"error", "report", b"report", "research", b"research", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "capability", b"capability", "command", b"command", "duration", b"duration", "error", b"error", "report", b"report", "research", b"research", "result", b"result", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["research", "command", "report"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["research", "command", "report", "stage"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -630,15 +733,29 @@ class StageStatusChanged(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    EDITS_FIELD_NUMBER: _builtins.int
+    APPROVED_AHEAD_FIELD_NUMBER: _builtins.int
     stage_id: _project_pb2.Stage.ValueType
     """The stage."""
     status: _project_pb2.StageStatus.ValueType
     """Its status."""
     message: _builtins.str
     """What was said about it. May be empty."""
+    task_id: _builtins.str
+    """The task that does the stage. Present only when a run begins it."""
+    attempt: _builtins.int
+    """The attempt a run makes at it, counted from 1. 0 in a project without a run."""
+    approved_ahead: _builtins.bool
+    """Whether the person approved it together with these edits."""
     @_builtins.property
     def error(self) -> _error_pb2.TypedError:
         """Why it failed. Present only when FAILED."""
+
+    @_builtins.property
+    def edits(self) -> _struct_pb2.Struct:
+        """What a person chose for it, by field. Present only when a run begins it with edits."""
 
     def __init__(
         self,
@@ -647,14 +764,112 @@ class StageStatusChanged(_message.Message):
         status: _project_pb2.StageStatus.ValueType = ...,
         message: _builtins.str = ...,
         error: _error_pb2.TypedError | None = ...,
+        task_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        edits: _struct_pb2.Struct | None = ...,
+        approved_ahead: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "message", b"message", "stage_id", b"stage_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_ahead", b"approved_ahead", "attempt", b"attempt", "edits", b"edits", "error", b"error", "message", b"message", "stage_id", b"stage_id", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StageStatusChanged: _TypeAlias = StageStatusChanged  # noqa: Y015
+
+@_typing.final
+class RunStarted(_message.Message):
+    """Says that a run has begun. Every stage is pending again, and what earlier runs left is no part of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> _project_pb2.Run:
+        """The run."""
+
+    def __init__(
+        self,
+        *,
+        run: _project_pb2.Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunStarted: _TypeAlias = RunStarted  # noqa: Y015
+
+@_typing.final
+class StageResult(_message.Message):
+    """Says what a stage's program found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REPORT_PATH_FIELD_NUMBER: _builtins.int
+    stage_id: _project_pb2.Stage.ValueType
+    """The stage."""
+    task_id: _builtins.str
+    """The task that did it."""
+    attempt: _builtins.int
+    """The attempt."""
+    report_path: _builtins.str
+    """The report of the run that was written behind it. Empty when none was."""
+    @_builtins.property
+    def outcome(self) -> _project_pb2.StageOutcome:
+        """What it found."""
+
+    def __init__(
+        self,
+        *,
+        stage_id: _project_pb2.Stage.ValueType = ...,
+        task_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        outcome: _project_pb2.StageOutcome | None = ...,
+        report_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "outcome", b"outcome", "report_path", b"report_path", "stage_id", b"stage_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageResult: _TypeAlias = StageResult  # noqa: Y015
+
+@_typing.final
+class RunEnded(_message.Message):
+    """Says how a run ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    status: _project_pb2.RunStatus.ValueType
+    """COMPLETED, FAILED or CANCELLED."""
+    reason: _builtins.str
+    """Why it failed or was cancelled. May be empty."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        status: _project_pb2.RunStatus.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "run_id", b"run_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEnded: _TypeAlias = RunEnded  # noqa: Y015
 
 @_typing.final
 class PlanApproved(_message.Message):
@@ -693,6 +908,8 @@ class ConfirmationAnswered(_message.Message):
     PLAN_ID_FIELD_NUMBER: _builtins.int
     APPROVED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EDITS_FIELD_NUMBER: _builtins.int
+    BY_ITSELF_FIELD_NUMBER: _builtins.int
     stage_id: _project_pb2.Stage.ValueType
     """The stage that was answered."""
     confirmation_id: _builtins.str
@@ -703,6 +920,12 @@ class ConfirmationAnswered(_message.Message):
     """Whether it was approved."""
     reason: _builtins.str
     """Why, when rejected."""
+    by_itself: _builtins.bool
+    """Whether a gate of a run passed by itself, and no person answered."""
+    @_builtins.property
+    def edits(self) -> _struct_pb2.Struct:
+        """What was chosen with it, by field. Absent when nothing was."""
+
     def __init__(
         self,
         *,
@@ -711,10 +934,12 @@ class ConfirmationAnswered(_message.Message):
         plan_id: _builtins.str = ...,
         approved: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        edits: _struct_pb2.Struct | None = ...,
+        by_itself: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "confirmation_id", b"confirmation_id", "plan_id", b"plan_id", "reason", b"reason", "stage_id", b"stage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "by_itself", b"by_itself", "confirmation_id", b"confirmation_id", "edits", b"edits", "plan_id", b"plan_id", "reason", b"reason", "stage_id", b"stage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

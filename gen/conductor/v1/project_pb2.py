@@ -22,27 +22,71 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from conductor.v1 import error_pb2 as conductor_dot_v1_dot_error__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onductor/v1/project.proto\x12\x0c\x63onductor.v1\x1a\x18\x63onductor/v1/error.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n\nStageState\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.conductor.v1.StageStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cplan_pending\x18\x06 \x01(\x08\x12\'\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x18.conductor.v1.TypedError\"\xae\x01\n\x13WaitingConfirmation\x12\x17\n\x0f\x63onfirmation_id\x18\x01 \x01(\t\x12%\n\x08stage_id\x18\x02 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x14\n\x0cnext_actions\x18\x04 \x03(\t\x12\x30\n\x0crequested_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12%\n\x08stage_id\x18\x02 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x03(\t\x12/\n\x0bproposed_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x03\n\x0cProjectState\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12(\n\x06stages\x18\x02 \x03(\x0b\x32\x18.conductor.v1.StageState\x12*\n\rcurrent_stage\x18\x03 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x14\n\x0cplan_pending\x18\x04 \x01(\x08\x12\x15\n\rplan_approved\x18\x05 \x01(\x08\x12?\n\x14waiting_confirmation\x18\x06 \x01(\x0b\x32!.conductor.v1.WaitingConfirmation\x12 \n\x04plan\x18\x07 \x01(\x0b\x32\x12.conductor.v1.Plan\x12\x16\n\x0e\x61s_of_sequence\x18\x08 \x01(\x03\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xcd\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12STAGE_PARSE_INTENT\x10\x01\x12\x15\n\x11STAGE_DATA_SOURCE\x10\x02\x12\x16\n\x12STAGE_PROFILE_DATA\x10\x03\x12\x14\n\x10STAGE_PREPROCESS\x10\x04\x12\x16\n\x12STAGE_MODEL_SELECT\x10\x05\x12\x0f\n\x0bSTAGE_TRAIN\x10\x06\x12\x15\n\x11STAGE_REVIEW_EDIT\x10\x07\x12\x10\n\x0cSTAGE_EXPORT\x10\x08*\xd9\x01\n\x0bStageStatus\x12\x1c\n\x18STAGE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGE_STATUS_PENDING\x10\x01\x12\x1c\n\x18STAGE_STATUS_IN_PROGRESS\x10\x02\x12%\n!STAGE_STATUS_WAITING_CONFIRMATION\x10\x03\x12\x1a\n\x16STAGE_STATUS_COMPLETED\x10\x04\x12\x17\n\x13STAGE_STATUS_FAILED\x10\x05\x12\x18\n\x14STAGE_STATUS_SKIPPED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onductor/v1/project.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x18\x63onductor/v1/error.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x03\n\nStageState\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.conductor.v1.StageStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cplan_pending\x18\x06 \x01(\x08\x12\'\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x18.conductor.v1.TypedError\x12\x0f\n\x07task_id\x18\x08 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\x12+\n\x07outcome\x18\n \x01(\x0b\x32\x1a.conductor.v1.StageOutcome\x12&\n\x05\x65\x64its\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x61pproved_ahead\x18\x0c \x01(\x08\"\x84\x02\n\x13WaitingConfirmation\x12\x17\n\x0f\x63onfirmation_id\x18\x01 \x01(\t\x12%\n\x08stage_id\x18\x02 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x14\n\x0cnext_actions\x18\x04 \x03(\t\x12\x30\n\x0crequested_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07\x63hoices\x18\x06 \x03(\x0b\x32\x19.conductor.v1.StageAction\x12(\n\x06issues\x18\x07 \x03(\x0b\x32\x18.conductor.v1.StageIssue\"\x88\x02\n\x0bStageAction\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.conductor.v1.StageActionKind\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x0f\n\x07options\x18\x05 \x03(\t\x12-\n\rdefault_value\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x14\n\x07minimum\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0c\n\x04many\x18\t \x01(\x08\x12\x10\n\x08required\x18\n \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum\"\xc5\x01\n\nStageIssue\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12-\n\x08severity\x18\x02 \x01(\x0e\x32\x1b.conductor.v1.IssueSeverity\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06\x63olumn\x18\x04 \x01(\t\x12\x10\n\x03row\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05value\x18\x06 \x01(\t\x12\x12\n\x05\x63ount\x18\x07 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\nsuggestion\x18\x08 \x01(\tB\x06\n\x04_rowB\x08\n\x06_count\"\xba\x01\n\x0bRunArtifact\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x12\n\nmedia_type\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\r\n\x05stale\x18\t \x01(\x08\"\xae\x02\n\x0cStageOutcome\x12\x0f\n\x07summary\x18\x01 \x01(\t\x12\x13\n\x0bneeds_input\x18\x02 \x01(\x08\x12*\n\x07\x61\x63tions\x18\x03 \x03(\x0b\x32\x19.conductor.v1.StageAction\x12(\n\x06issues\x18\x04 \x03(\x0b\x32\x18.conductor.v1.StageIssue\x12,\n\tartifacts\x18\x05 \x03(\x0b\x32\x19.conductor.v1.RunArtifact\x12+\n\x08\x63pu_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\twall_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11peak_memory_bytes\x18\x08 \x01(\x04\"\xd4\x01\n\rStageProgress\x12\x0f\n\x07percent\x18\x01 \x01(\x01\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x11\n\x04\x64one\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05total\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\tcandidate\x18\x06 \x01(\t\x12\x11\n\x04\x62\x65st\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0c\x62udget_share\x18\x08 \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05_doneB\x08\n\x06_totalB\x07\n\x05_bestB\x0f\n\r_budget_share\"\xc1\x02\n\x0cStageProgram\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x0c\n\x04\x61rgv\x18\x02 \x03(\t\x12\x30\n\x03\x65nv\x18\x03 \x03(\x0b\x32#.conductor.v1.StageProgram.EnvEntry\x12\x0c\n\x04gate\x18\x04 \x01(\x08\x12,\n\twall_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63pu_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07threads\x18\x08 \x01(\r\x12\x0e\n\x06report\x18\t \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x02\n\nRunOptions\x12@\n\npass_gates\x18\x01 \x03(\x0e\x32\x13.conductor.v1.StageB\x17\xe2\x41\x01\x01\xbaH\x10\x92\x01\r\x10\x08\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12>\n\x06\x62udget\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xe2\x41\x01\x01\xbaH\x0c\xaa\x01\t\"\x03\x08\x90\x1c\x32\x02\x08\x01\x12&\n\x0cmemory_bytes\x18\x03 \x01(\x04\x42\x10\xe2\x41\x01\x01\xbaH\t2\x07\x18\x80\x80\x80\x80\x80\x02\x12\x1d\n\x04seed\x18\x04 \x01(\x04\x42\x0f\xe2\x41\x01\x01\xbaH\x08\x32\x06\x18\xff\xff\xff\xff\x07\x12,\n\x05hints\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\"\xd3\x01\n\x0cGateDecision\x12%\n\x08stage_id\x18\x01 \x01(\x0e\x32\x13.conductor.v1.Stage\x12.\n\ndecided_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61pproved\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12&\n\x05\x65\x64its\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\x11\n\tby_itself\x18\x07 \x01(\x08\"\xa0\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.conductor.v1.RunStatus\x12\x11\n\tobjective\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\t\x12)\n\x07options\x18\x05 \x01(\x0b\x32\x18.conductor.v1.RunOptions\x12,\n\x08programs\x18\x06 \x03(\x0b\x32\x1a.conductor.v1.StageProgram\x12.\n\nstarted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tartifacts\x18\t \x03(\x0b\x32\x19.conductor.v1.RunArtifact\x12-\n\tdecisions\x18\n \x03(\x0b\x32\x1a.conductor.v1.GateDecision\x12\x13\n\x0breport_path\x18\x0b \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x0c \x01(\t\"\x82\x01\n\nDataUpload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0buploaded_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tupload_id\x18\x05 \x01(\t\"\x8f\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12%\n\x08stage_id\x18\x02 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x03(\t\x12/\n\x0bproposed_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x03\n\x0cProjectState\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12(\n\x06stages\x18\x02 \x03(\x0b\x32\x18.conductor.v1.StageState\x12*\n\rcurrent_stage\x18\x03 \x01(\x0e\x32\x13.conductor.v1.Stage\x12\x14\n\x0cplan_pending\x18\x04 \x01(\x08\x12\x15\n\rplan_approved\x18\x05 \x01(\x08\x12?\n\x14waiting_confirmation\x18\x06 \x01(\x0b\x32!.conductor.v1.WaitingConfirmation\x12 \n\x04plan\x18\x07 \x01(\x0b\x32\x12.conductor.v1.Plan\x12\x16\n\x0e\x61s_of_sequence\x18\x08 \x01(\x03\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x03run\x18\x0b \x01(\x0b\x32\x11.conductor.v1.Run\x12)\n\x07uploads\x18\x0c \x03(\x0b\x32\x18.conductor.v1.DataUpload*\xcd\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12STAGE_PARSE_INTENT\x10\x01\x12\x15\n\x11STAGE_DATA_SOURCE\x10\x02\x12\x16\n\x12STAGE_PROFILE_DATA\x10\x03\x12\x14\n\x10STAGE_PREPROCESS\x10\x04\x12\x16\n\x12STAGE_MODEL_SELECT\x10\x05\x12\x0f\n\x0bSTAGE_TRAIN\x10\x06\x12\x15\n\x11STAGE_REVIEW_EDIT\x10\x07\x12\x10\n\x0cSTAGE_EXPORT\x10\x08*\xd9\x01\n\x0bStageStatus\x12\x1c\n\x18STAGE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGE_STATUS_PENDING\x10\x01\x12\x1c\n\x18STAGE_STATUS_IN_PROGRESS\x10\x02\x12%\n!STAGE_STATUS_WAITING_CONFIRMATION\x10\x03\x12\x1a\n\x16STAGE_STATUS_COMPLETED\x10\x04\x12\x17\n\x13STAGE_STATUS_FAILED\x10\x05\x12\x18\n\x14STAGE_STATUS_SKIPPED\x10\x06*\xc6\x01\n\x0fStageActionKind\x12!\n\x1dSTAGE_ACTION_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19STAGE_ACTION_KIND_CONFIRM\x10\x01\x12\x1c\n\x18STAGE_ACTION_KIND_CHOOSE\x10\x02\x12\x1a\n\x16STAGE_ACTION_KIND_EDIT\x10\x03\x12\x1a\n\x16STAGE_ACTION_KIND_BACK\x10\x04\x12\x1b\n\x17STAGE_ACTION_KIND_ABORT\x10\x05*{\n\rIssueSeverity\x12\x1e\n\x1aISSUE_SEVERITY_UNSPECIFIED\x10\x00\x12\x17\n\x13ISSUE_SEVERITY_INFO\x10\x01\x12\x17\n\x13ISSUE_SEVERITY_WARN\x10\x02\x12\x18\n\x14ISSUE_SEVERITY_ERROR\x10\x03*\xaf\x01\n\tRunStatus\x12\x1a\n\x16RUN_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATUS_RUNNING\x10\x01\x12#\n\x1fRUN_STATUS_WAITING_CONFIRMATION\x10\x02\x12\x15\n\x11RUN_STATUS_FAILED\x10\x03\x12\x18\n\x14RUN_STATUS_COMPLETED\x10\x04\x12\x18\n\x14RUN_STATUS_CANCELLED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conductor.v1.project_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=1089
-  _globals['_STAGE']._serialized_end=1294
-  _globals['_STAGESTATUS']._serialized_start=1297
-  _globals['_STAGESTATUS']._serialized_end=1514
-  _globals['_STAGESTATE']._serialized_start=104
-  _globals['_STAGESTATE']._serialized_end=376
-  _globals['_WAITINGCONFIRMATION']._serialized_start=379
-  _globals['_WAITINGCONFIRMATION']._serialized_end=553
-  _globals['_PLAN']._serialized_start=556
-  _globals['_PLAN']._serialized_end=699
-  _globals['_PROJECTSTATE']._serialized_start=702
-  _globals['_PROJECTSTATE']._serialized_end=1086
+  _globals['_STAGEPROGRAM_ENVENTRY']._loaded_options = None
+  _globals['_STAGEPROGRAM_ENVENTRY']._serialized_options = b'8\001'
+  _globals['_RUNOPTIONS'].fields_by_name['pass_gates']._loaded_options = None
+  _globals['_RUNOPTIONS'].fields_by_name['pass_gates']._serialized_options = b'\342A\001\001\272H\020\222\001\r\020\010\030\001\"\007\202\001\004\020\001 \000'
+  _globals['_RUNOPTIONS'].fields_by_name['budget']._loaded_options = None
+  _globals['_RUNOPTIONS'].fields_by_name['budget']._serialized_options = b'\342A\001\001\272H\014\252\001\t\"\003\010\220\0342\002\010\001'
+  _globals['_RUNOPTIONS'].fields_by_name['memory_bytes']._loaded_options = None
+  _globals['_RUNOPTIONS'].fields_by_name['memory_bytes']._serialized_options = b'\342A\001\001\272H\t2\007\030\200\200\200\200\200\002'
+  _globals['_RUNOPTIONS'].fields_by_name['seed']._loaded_options = None
+  _globals['_RUNOPTIONS'].fields_by_name['seed']._serialized_options = b'\342A\001\001\272H\0102\006\030\377\377\377\377\007'
+  _globals['_RUNOPTIONS'].fields_by_name['hints']._loaded_options = None
+  _globals['_RUNOPTIONS'].fields_by_name['hints']._serialized_options = b'\342A\001\001'
+  _globals['_STAGE']._serialized_start=4045
+  _globals['_STAGE']._serialized_end=4250
+  _globals['_STAGESTATUS']._serialized_start=4253
+  _globals['_STAGESTATUS']._serialized_end=4470
+  _globals['_STAGEACTIONKIND']._serialized_start=4473
+  _globals['_STAGEACTIONKIND']._serialized_end=4671
+  _globals['_ISSUESEVERITY']._serialized_start=4673
+  _globals['_ISSUESEVERITY']._serialized_end=4796
+  _globals['_RUNSTATUS']._serialized_start=4799
+  _globals['_RUNSTATUS']._serialized_end=4974
+  _globals['_STAGESTATE']._serialized_start=228
+  _globals['_STAGESTATE']._serialized_end=643
+  _globals['_WAITINGCONFIRMATION']._serialized_start=646
+  _globals['_WAITINGCONFIRMATION']._serialized_end=906
+  _globals['_STAGEACTION']._serialized_start=909
+  _globals['_STAGEACTION']._serialized_end=1173
+  _globals['_STAGEISSUE']._serialized_start=1176
+  _globals['_STAGEISSUE']._serialized_end=1373
+  _globals['_RUNARTIFACT']._serialized_start=1376
+  _globals['_RUNARTIFACT']._serialized_end=1562
+  _globals['_STAGEOUTCOME']._serialized_start=1565
+  _globals['_STAGEOUTCOME']._serialized_end=1867
+  _globals['_STAGEPROGRESS']._serialized_start=1870
+  _globals['_STAGEPROGRESS']._serialized_end=2082
+  _globals['_STAGEPROGRAM']._serialized_start=2085
+  _globals['_STAGEPROGRAM']._serialized_end=2406
+  _globals['_STAGEPROGRAM_ENVENTRY']._serialized_start=2364
+  _globals['_STAGEPROGRAM_ENVENTRY']._serialized_end=2406
+  _globals['_RUNOPTIONS']._serialized_start=2409
+  _globals['_RUNOPTIONS']._serialized_end=2668
+  _globals['_GATEDECISION']._serialized_start=2671
+  _globals['_GATEDECISION']._serialized_end=2882
+  _globals['_RUN']._serialized_start=2885
+  _globals['_RUN']._serialized_end=3301
+  _globals['_DATAUPLOAD']._serialized_start=3304
+  _globals['_DATAUPLOAD']._serialized_end=3434
+  _globals['_PLAN']._serialized_start=3437
+  _globals['_PLAN']._serialized_end=3580
+  _globals['_PROJECTSTATE']._serialized_start=3583
+  _globals['_PROJECTSTATE']._serialized_end=4042
 # @@protoc_insertion_point(module_scope)

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from conductor.v1 import error_pb2 as conductor_dot_v1_dot_error__pb2
+from conductor.v1 import project_pb2 as conductor_dot_v1_dot_project__pb2
 from conductor.v1 import researcher_pb2 as conductor_dot_v1_dot_researcher__pb2
 from conductor.v1 import terminal_pb2 as conductor_dot_v1_dot_terminal__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n conductor/v1/report_writer.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x18\x63onductor/v1/error.proto\x1a\x1d\x63onductor/v1/researcher.proto\x1a\x1b\x63onductor/v1/terminal.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x08\n\x12WriteReportRequest\x12<\n\x07task_id\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$\x12\"\n\tobjective\x18\x02 \x01(\tB\x0f\xe2\x41\x01\x02\xbaH\x08r\x06\x10\x01\x18\x80\x80\x01\x12-\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x15.conductor.v1.FindingB\x04\xe2\x41\x01\x01\x12\x33\n\x08\x63ommands\x18\x04 \x03(\x0b\x32\x1b.conductor.v1.CommandRecordB\x04\xe2\x41\x01\x01\x12%\n\x04gaps\x18\x05 \x03(\x0b\x32\x11.conductor.v1.GapB\x04\xe2\x41\x01\x01\x12\x38\n\nprovenance\x18\x06 \x01(\x0b\x32\x18.conductor.v1.ProvenanceB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x32\n\x06\x61nswer\x18\x07 \x03(\x0b\x32\x1c.conductor.v1.AnswerSentenceB\x04\xe2\x41\x01\x01\x12\x36\n\rsub_questions\x18\x08 \x03(\x0b\x32\x19.conductor.v1.SubQuestionB\x04\xe2\x41\x01\x01\x12\x39\n\x0e\x63ontradictions\x18\t \x03(\x0b\x32\x1b.conductor.v1.ContradictionB\x04\xe2\x41\x01\x01\x12\x34\n\x08searched\x18\n \x03(\x0b\x32\x1c.conductor.v1.SearchedSourceB\x04\xe2\x41\x01\x01\x12\x30\n\x05usage\x18\x0b \x01(\x0b\x32\x1b.conductor.v1.ResearchUsageB\x04\xe2\x41\x01\x01\x12<\n\x07outcome\x18\x0c \x01(\x0e\x32\x1d.conductor.v1.ResearchOutcomeB\x0c\xe2\x41\x01\x01\xbaH\x05\x82\x01\x02\x10\x01\x12\x46\n\x0bresearch_id\x18\r \x01(\tB1\xe2\x41\x01\x01\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$\xd8\x01\x01:\xc0\x02\xbaH\xbc\x02\x1a\xb9\x02\n\x0e\x66indings.known\x12-must be indices into findings, counted from 0\x1a\xf7\x01this.answer.all(s, s.findings.all(i, int(i) < size(this.findings))) && this.sub_questions.all(s, s.findings.all(i, int(i) < size(this.findings))) && this.contradictions.all(c, int(c.one) < size(this.findings) && int(c.other) < size(this.findings))\"\xe3\x01\n\rCommandRecord\x12&\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x15.conductor.v1.Command\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.conductor.v1.CommandResult\x12\x0e\n\x06stdout\x18\x03 \x01(\x0c\x12\x0e\n\x06stderr\x18\x04 \x01(\x0c\x12\x18\n\x10stdout_cut_bytes\x18\x05 \x01(\x04\x12\x18\n\x10stderr_cut_bytes\x18\x06 \x01(\x04\x12)\n\tartifacts\x18\x07 \x03(\x0b\x32\x16.conductor.v1.Artifact\"y\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\'\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x18.conductor.v1.TypedError\"\xad\x01\n\nProvenance\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x63onductor_version\x18\x04 \x01(\t\x12(\n\x07workers\x18\x05 \x03(\x0b\x32\x17.conductor.v1.WorkerRun\"\x8b\x01\n\tWorkerRun\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x13WriteReportResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x61lready_existed\x18\x04 \x01(\x08\x12(\n\x08\x66indings\x18\x05 \x01(\x0b\x32\x16.conductor.v1.Artifact\"0\n\x10GetReportRequest\x12\x1c\n\x04path\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01(\x80\x08\"B\n\x11GetReportResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x81\x02\n\x14WriteArtifactRequest\x12<\n\x07task_id\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$\x12\x33\n\x04name\x18\x02 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^[a-z0-9][a-z0-9.-]{0,63}$\x12\x14\n\x06offset\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x01\x12\x1b\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\r\xe2\x41\x01\x01\xbaH\x06z\x04\x18\x80\x80@\x12,\n\x06sha256\x18\x05 \x01(\tB\x1c\xe2\x41\x01\x01\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\x12\x15\n\x07\x64iscard\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"Z\n\x15WriteArtifactResponse\x12(\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x16.conductor.v1.Artifact\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\"\xb2\x01\n\x12GetArtifactRequest\x12<\n\x07task_id\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$\x12\x33\n\x04name\x18\x02 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^[a-z0-9][a-z0-9.-]{0,63}$\x12)\n\x06sha256\x18\x03 \x01(\tB\x19\xe2\x41\x01\x02\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"#\n\x13GetArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xe8\x02\n\x0cReportWriter\x12T\n\x0bWriteReport\x12 .conductor.v1.WriteReportRequest\x1a!.conductor.v1.WriteReportResponse\"\x00\x12N\n\tGetReport\x12\x1e.conductor.v1.GetReportRequest\x1a\x1f.conductor.v1.GetReportResponse\"\x00\x12Z\n\rWriteArtifact\x12\".conductor.v1.WriteArtifactRequest\x1a#.conductor.v1.WriteArtifactResponse\"\x00\x12V\n\x0bGetArtifact\x12 .conductor.v1.GetArtifactRequest\x1a!.conductor.v1.GetArtifactResponse\"\x00\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n conductor/v1/report_writer.proto\x12\x0c\x63onductor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x18\x63onductor/v1/error.proto\x1a\x1a\x63onductor/v1/project.proto\x1a\x1d\x63onductor/v1/researcher.proto\x1a\x1b\x63onductor/v1/terminal.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x08\n\x12WriteReportRequest\x12<\n\x07task_id\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$\x12\"\n\tobjective\x18\x02 \x01(\tB\x0f\xe2\x41\x01\x02\xbaH\x08r\x06\x10\x01\x18\x80\x80\x01\x12-\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x15.conductor.v1.FindingB\x04\xe2\x41\x01\x01\x12\x33\n\x08\x63ommands\x18\x04 \x03(\x0b\x32\x1b.conductor.v1.CommandRecordB\x04\xe2\x41\x01\x01\x12%\n\x04gaps\x18\x05 \x03(\x0b\x32\x11.conductor.v1.GapB\x04\xe2\x41\x01\x01\x12\x38\n\nprovenance\x18\x06 \x01(\x0b\x32\x18.conductor.v1.ProvenanceB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x32\n\x06\x61nswer\x18\x07 \x03(\x0b\x32\x1c.conductor.v1.AnswerSentenceB\x04\xe2\x41\x01\x01\x12\x36\n\rsub_questions\x18\x08 \x03(\x0b\x32\x19.conductor.v1.SubQuestionB\x04\xe2\x41\x01\x01\x12\x39\n\x0e\x63ontradictions\x18\t \x03(\x0b\x32\x1b.conductor.v1.ContradictionB\x04\xe2\x41\x01\x01\x12\x34\n\x08searched\x18\n \x03(\x0b\x32\x1c.conductor.v1.SearchedSourceB\x04\xe2\x41\x01\x01\x12\x30\n\x05usage\x18\x0b \x01(\x0b\x32\x1b.conductor.v1.ResearchUsageB\x04\xe2\x41\x01\x01\x12<\n\x07outcome\x18\x0c \x01(\x0e\x32\x1d.conductor.v1.ResearchOutcomeB\x0c\xe2\x41\x01\x01\xbaH\x05\x82\x01\x02\x10\x01\x12\x46\n\x0bresearch_id\x18\r \x01(\tB1\xe2\x41\x01\x01\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$\xd8\x01\x01:\xc0\x02\xbaH\xbc\x02\x1a\xb9\x02\n\x0e\x66indings.known\x12-must be indices into findings, counted from 0\x1a\xf7\x01this.answer.all(s, s.findings.all(i, int(i) < size(this.findings))) && this.sub_questions.all(s, s.findings.all(i, int(i) < size(this.findings))) && this.contradictions.all(c, int(c.one) < size(this.findings) && int(c.other) < size(this.findings))\"\xa5\x02\n\x15WriteRunReportRequest\x12<\n\x07task_id\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$\x12*\n\x03run\x18\x02 \x01(\x0b\x32\x11.conductor.v1.RunB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x35\n\x08stage_id\x18\x03 \x01(\x0e\x32\x13.conductor.v1.StageB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x31\n\x07outcome\x18\x04 \x01(\x0b\x32\x1a.conductor.v1.StageOutcomeB\x04\xe2\x41\x01\x01\x12\x38\n\nprovenance\x18\x05 \x01(\x0b\x32\x18.conductor.v1.ProvenanceB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"\xe3\x01\n\rCommandRecord\x12&\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x15.conductor.v1.Command\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.conductor.v1.CommandResult\x12\x0e\n\x06stdout\x18\x03 \x01(\x0c\x12\x0e\n\x06stderr\x18\x04 \x01(\x0c\x12\x18\n\x10stdout_cut_bytes\x18\x05 \x01(\x04\x12\x18\n\x10stderr_cut_bytes\x18\x06 \x01(\x04\x12)\n\tartifacts\x18\x07 \x03(\x0b\x32\x16.conductor.v1.Artifact\"y\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\'\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x18.conductor.v1.TypedError\"\xad\x01\n\nProvenance\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x63onductor_version\x18\x04 \x01(\t\x12(\n\x07workers\x18\x05 \x03(\x0b\x32\x17.conductor.v1.WorkerRun\"\x8b\x01\n\tWorkerRun\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x13WriteReportResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x61lready_existed\x18\x04 \x01(\x08\x12(\n\x08\x66indings\x18\x05 \x01(\x0b\x32\x16.conductor.v1.Artifact\"0\n\x10GetReportRequest\x12\x1c\n\x04path\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01(\x80\x08\"B\n\x11GetReportResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x81\x02\n\x14WriteArtifactRequest\x12<\n\x07task_id\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$\x12\x33\n\x04name\x18\x02 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^[a-z0-9][a-z0-9.-]{0,63}$\x12\x14\n\x06offset\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x01\x12\x1b\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\r\xe2\x41\x01\x01\xbaH\x06z\x04\x18\x80\x80@\x12,\n\x06sha256\x18\x05 \x01(\tB\x1c\xe2\x41\x01\x01\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\x12\x15\n\x07\x64iscard\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"Z\n\x15WriteArtifactResponse\x12(\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x16.conductor.v1.Artifact\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\"\xb2\x01\n\x12GetArtifactRequest\x12<\n\x07task_id\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$\x12\x33\n\x04name\x18\x02 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^[a-z0-9][a-z0-9.-]{0,63}$\x12)\n\x06sha256\x18\x03 \x01(\tB\x19\xe2\x41\x01\x02\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"#\n\x13GetArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xc4\x03\n\x0cReportWriter\x12T\n\x0bWriteReport\x12 .conductor.v1.WriteReportRequest\x1a!.conductor.v1.WriteReportResponse\"\x00\x12Z\n\x0eWriteRunReport\x12#.conductor.v1.WriteRunReportRequest\x1a!.conductor.v1.WriteReportResponse\"\x00\x12N\n\tGetReport\x12\x1e.conductor.v1.GetReportRequest\x1a\x1f.conductor.v1.GetReportResponse\"\x00\x12Z\n\rWriteArtifact\x12\".conductor.v1.WriteArtifactRequest\x1a#.conductor.v1.WriteArtifactResponse\"\x00\x12V\n\x0bGetArtifact\x12 .conductor.v1.GetArtifactRequest\x1a!.conductor.v1.GetArtifactResponse\"\x00\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,6 +66,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITEREPORTREQUEST'].fields_by_name['research_id']._serialized_options = b'\342A\001\001\272H*r%2#^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$\330\001\001'
   _globals['_WRITEREPORTREQUEST']._loaded_options = None
   _globals['_WRITEREPORTREQUEST']._serialized_options = b'\272H\274\002\032\271\002\n\016findings.known\022-must be indices into findings, counted from 0\032\367\001this.answer.all(s, s.findings.all(i, int(i) < size(this.findings))) && this.sub_questions.all(s, s.findings.all(i, int(i) < size(this.findings))) && this.contradictions.all(c, int(c.one) < size(this.findings) && int(c.other) < size(this.findings))'
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['task_id']._loaded_options = None
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['task_id']._serialized_options = b'\342A\001\002\272H$r\"2 ^[A-Za-z0-9][A-Za-z0-9-]{0,127}$'
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['run']._loaded_options = None
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['run']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['stage_id']._loaded_options = None
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['stage_id']._serialized_options = b'\342A\001\002\272H\007\202\001\004\020\001 \000'
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['outcome']._loaded_options = None
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['outcome']._serialized_options = b'\342A\001\001'
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['provenance']._loaded_options = None
+  _globals['_WRITERUNREPORTREQUEST'].fields_by_name['provenance']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_GETREPORTREQUEST'].fields_by_name['path']._loaded_options = None
   _globals['_GETREPORTREQUEST'].fields_by_name['path']._serialized_options = b'\342A\001\002\272H\007r\005\020\001(\200\010'
   _globals['_WRITEARTIFACTREQUEST'].fields_by_name['task_id']._loaded_options = None
@@ -85,30 +96,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETARTIFACTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\036r\0342\032^[a-z0-9][a-z0-9.-]{0,63}$'
   _globals['_GETARTIFACTREQUEST'].fields_by_name['sha256']._loaded_options = None
   _globals['_GETARTIFACTREQUEST'].fields_by_name['sha256']._serialized_options = b'\342A\001\002\272H\022r\0202\016^[0-9a-f]{64}$'
-  _globals['_WRITEREPORTREQUEST']._serialized_start=232
-  _globals['_WRITEREPORTREQUEST']._serialized_end=1275
-  _globals['_COMMANDRECORD']._serialized_start=1278
-  _globals['_COMMANDRECORD']._serialized_end=1505
-  _globals['_ARTIFACT']._serialized_start=1507
-  _globals['_ARTIFACT']._serialized_end=1628
-  _globals['_PROVENANCE']._serialized_start=1631
-  _globals['_PROVENANCE']._serialized_end=1804
-  _globals['_WORKERRUN']._serialized_start=1807
-  _globals['_WORKERRUN']._serialized_end=1946
-  _globals['_WRITEREPORTRESPONSE']._serialized_start=1949
-  _globals['_WRITEREPORTRESPONSE']._serialized_end=2087
-  _globals['_GETREPORTREQUEST']._serialized_start=2089
-  _globals['_GETREPORTREQUEST']._serialized_end=2137
-  _globals['_GETREPORTRESPONSE']._serialized_start=2139
-  _globals['_GETREPORTRESPONSE']._serialized_end=2205
-  _globals['_WRITEARTIFACTREQUEST']._serialized_start=2208
-  _globals['_WRITEARTIFACTREQUEST']._serialized_end=2465
-  _globals['_WRITEARTIFACTRESPONSE']._serialized_start=2467
-  _globals['_WRITEARTIFACTRESPONSE']._serialized_end=2557
-  _globals['_GETARTIFACTREQUEST']._serialized_start=2560
-  _globals['_GETARTIFACTREQUEST']._serialized_end=2738
-  _globals['_GETARTIFACTRESPONSE']._serialized_start=2740
-  _globals['_GETARTIFACTRESPONSE']._serialized_end=2775
-  _globals['_REPORTWRITER']._serialized_start=2778
-  _globals['_REPORTWRITER']._serialized_end=3138
+  _globals['_WRITEREPORTREQUEST']._serialized_start=260
+  _globals['_WRITEREPORTREQUEST']._serialized_end=1303
+  _globals['_WRITERUNREPORTREQUEST']._serialized_start=1306
+  _globals['_WRITERUNREPORTREQUEST']._serialized_end=1599
+  _globals['_COMMANDRECORD']._serialized_start=1602
+  _globals['_COMMANDRECORD']._serialized_end=1829
+  _globals['_ARTIFACT']._serialized_start=1831
+  _globals['_ARTIFACT']._serialized_end=1952
+  _globals['_PROVENANCE']._serialized_start=1955
+  _globals['_PROVENANCE']._serialized_end=2128
+  _globals['_WORKERRUN']._serialized_start=2131
+  _globals['_WORKERRUN']._serialized_end=2270
+  _globals['_WRITEREPORTRESPONSE']._serialized_start=2273
+  _globals['_WRITEREPORTRESPONSE']._serialized_end=2411
+  _globals['_GETREPORTREQUEST']._serialized_start=2413
+  _globals['_GETREPORTREQUEST']._serialized_end=2461
+  _globals['_GETREPORTRESPONSE']._serialized_start=2463
+  _globals['_GETREPORTRESPONSE']._serialized_end=2529
+  _globals['_WRITEARTIFACTREQUEST']._serialized_start=2532
+  _globals['_WRITEARTIFACTREQUEST']._serialized_end=2789
+  _globals['_WRITEARTIFACTRESPONSE']._serialized_start=2791
+  _globals['_WRITEARTIFACTRESPONSE']._serialized_end=2881
+  _globals['_GETARTIFACTREQUEST']._serialized_start=2884
+  _globals['_GETARTIFACTREQUEST']._serialized_end=3062
+  _globals['_GETARTIFACTRESPONSE']._serialized_start=3064
+  _globals['_GETARTIFACTRESPONSE']._serialized_end=3099
+  _globals['_REPORTWRITER']._serialized_start=3102
+  _globals['_REPORTWRITER']._serialized_end=3554
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ The ReportWriter service: turns findings into one markdown file below the report
 
 from collections import abc as _abc
 from conductor.v1 import error_pb2 as _error_pb2
+from conductor.v1 import project_pb2 as _project_pb2
 from conductor.v1 import researcher_pb2 as _researcher_pb2
 from conductor.v1 import terminal_pb2 as _terminal_pb2
 from google.protobuf import descriptor as _descriptor
@@ -111,6 +112,50 @@ class WriteReportRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriteReportRequest: _TypeAlias = WriteReportRequest  # noqa: Y015
+
+@_typing.final
+class WriteRunReportRequest(_message.Message):
+    """Asks for the report of a run to be written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    STAGE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task the report belongs to; it names the file, `reports/<task_id>.md`."""
+    stage_id: _project_pb2.Stage.ValueType
+    """The stage behind which it is written."""
+    @_builtins.property
+    def run(self) -> _project_pb2.Run:
+        """The run as it stood when the stage behind which the report is written was begun."""
+
+    @_builtins.property
+    def outcome(self) -> _project_pb2.StageOutcome:
+        """What that stage found."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Where the report comes from."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        run: _project_pb2.Run | None = ...,
+        stage_id: _project_pb2.Stage.ValueType = ...,
+        outcome: _project_pb2.StageOutcome | None = ...,
+        provenance: Global___Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "provenance", b"provenance", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "provenance", b"provenance", "run", b"run", "stage_id", b"stage_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteRunReportRequest: _TypeAlias = WriteRunReportRequest  # noqa: Y015
 
 @_typing.final
 class CommandRecord(_message.Message):

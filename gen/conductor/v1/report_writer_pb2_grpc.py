@@ -41,6 +41,11 @@ class ReportWriterStub:
                 request_serializer=conductor_dot_v1_dot_report__writer__pb2.WriteReportRequest.SerializeToString,
                 response_deserializer=conductor_dot_v1_dot_report__writer__pb2.WriteReportResponse.FromString,
                 _registered_method=True)
+        self.WriteRunReport = channel.unary_unary(
+                '/conductor.v1.ReportWriter/WriteRunReport',
+                request_serializer=conductor_dot_v1_dot_report__writer__pb2.WriteRunReportRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_report__writer__pb2.WriteReportResponse.FromString,
+                _registered_method=True)
         self.GetReport = channel.unary_unary(
                 '/conductor.v1.ReportWriter/GetReport',
                 request_serializer=conductor_dot_v1_dot_report__writer__pb2.GetReportRequest.SerializeToString,
@@ -68,6 +73,15 @@ class ReportWriterServicer:
         same request again gives the same answer and leaves the file as it is.
         Errors: INVALID_REQUEST, REPORT_CONFLICT (another report stands there; nothing is replaced), REPORT_WRITE_FAILED,
         REPORT_TOO_LARGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteRunReport(self, request, context):
+        """Writes the report of a project's run, from what its stages left: their `result.json` and pictures are read from where
+        WriteArtifact stored them. Otherwise as WriteReport.
+        Errors: as WriteReport, and REPORT_NOT_FOUND (a file that the run names is not stored here).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +121,11 @@ def add_ReportWriterServicer_to_server(servicer, server):
             'WriteReport': grpc.unary_unary_rpc_method_handler(
                     servicer.WriteReport,
                     request_deserializer=conductor_dot_v1_dot_report__writer__pb2.WriteReportRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_report__writer__pb2.WriteReportResponse.SerializeToString,
+            ),
+            'WriteRunReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteRunReport,
+                    request_deserializer=conductor_dot_v1_dot_report__writer__pb2.WriteRunReportRequest.FromString,
                     response_serializer=conductor_dot_v1_dot_report__writer__pb2.WriteReportResponse.SerializeToString,
             ),
             'GetReport': grpc.unary_unary_rpc_method_handler(
@@ -153,6 +172,33 @@ class ReportWriter:
             target,
             '/conductor.v1.ReportWriter/WriteReport',
             conductor_dot_v1_dot_report__writer__pb2.WriteReportRequest.SerializeToString,
+            conductor_dot_v1_dot_report__writer__pb2.WriteReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteRunReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.ReportWriter/WriteRunReport',
+            conductor_dot_v1_dot_report__writer__pb2.WriteRunReportRequest.SerializeToString,
             conductor_dot_v1_dot_report__writer__pb2.WriteReportResponse.FromString,
             options,
             channel_credentials,

@@ -41,6 +41,11 @@ class ReportWriterStub:
     Errors: INVALID_REQUEST, REPORT_CONFLICT (another report stands there; nothing is replaced), REPORT_WRITE_FAILED,
     REPORT_TOO_LARGE.
     """
+    WriteRunReport: _grpc.UnaryUnaryMultiCallable[_report_writer_pb2.WriteRunReportRequest, _report_writer_pb2.WriteReportResponse]
+    """Writes the report of a project's run, from what its stages left: their `result.json` and pictures are read from where
+    WriteArtifact stored them. Otherwise as WriteReport.
+    Errors: as WriteReport, and REPORT_NOT_FOUND (a file that the run names is not stored here).
+    """
     GetReport: _grpc.UnaryUnaryMultiCallable[_report_writer_pb2.GetReportRequest, _report_writer_pb2.GetReportResponse]
     """Reads a report back.
     Errors: INVALID_REQUEST, REPORT_NAME_REFUSED, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be read).
@@ -70,6 +75,11 @@ class ReportWriterAsyncStub(ReportWriterStub):
     same request again gives the same answer and leaves the file as it is.
     Errors: INVALID_REQUEST, REPORT_CONFLICT (another report stands there; nothing is replaced), REPORT_WRITE_FAILED,
     REPORT_TOO_LARGE.
+    """
+    WriteRunReport: _aio.UnaryUnaryMultiCallable[_report_writer_pb2.WriteRunReportRequest, _report_writer_pb2.WriteReportResponse]  # type: ignore[assignment]
+    """Writes the report of a project's run, from what its stages left: their `result.json` and pictures are read from where
+    WriteArtifact stored them. Otherwise as WriteReport.
+    Errors: as WriteReport, and REPORT_NOT_FOUND (a file that the run names is not stored here).
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_report_writer_pb2.GetReportRequest, _report_writer_pb2.GetReportResponse]  # type: ignore[assignment]
     """Reads a report back.
@@ -103,6 +113,17 @@ class ReportWriterServicer(metaclass=_abc_1.ABCMeta):
         same request again gives the same answer and leaves the file as it is.
         Errors: INVALID_REQUEST, REPORT_CONFLICT (another report stands there; nothing is replaced), REPORT_WRITE_FAILED,
         REPORT_TOO_LARGE.
+        """
+
+    @_abc_1.abstractmethod
+    def WriteRunReport(
+        self,
+        request: _report_writer_pb2.WriteRunReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_report_writer_pb2.WriteReportResponse, _abc.Awaitable[_report_writer_pb2.WriteReportResponse]]:
+        """Writes the report of a project's run, from what its stages left: their `result.json` and pictures are read from where
+        WriteArtifact stored them. Otherwise as WriteReport.
+        Errors: as WriteReport, and REPORT_NOT_FOUND (a file that the run names is not stored here).
         """
 
     @_abc_1.abstractmethod

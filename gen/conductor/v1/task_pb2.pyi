@@ -40,7 +40,7 @@ class _TaskStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskStatus
     TASK_STATUS_WAITING_WORKER: _TaskStatus.ValueType  # 3
     """A worker has been called and has not answered. Not terminal."""
     TASK_STATUS_COMPLETED: _TaskStatus.ValueType  # 4
-    """The report is durable. Terminal."""
+    """What it shall end in is durable: the report, or the files of a stage. Terminal."""
     TASK_STATUS_FAILED: _TaskStatus.ValueType  # 5
     """It ended without a report; see error. Terminal."""
     TASK_STATUS_CANCELLED: _TaskStatus.ValueType  # 6
@@ -58,7 +58,7 @@ TASK_STATUS_RUNNING: TaskStatus.ValueType  # 2
 TASK_STATUS_WAITING_WORKER: TaskStatus.ValueType  # 3
 """A worker has been called and has not answered. Not terminal."""
 TASK_STATUS_COMPLETED: TaskStatus.ValueType  # 4
-"""The report is durable. Terminal."""
+"""What it shall end in is durable: the report, or the files of a stage. Terminal."""
 TASK_STATUS_FAILED: TaskStatus.ValueType  # 5
 """It ended without a report; see error. Terminal."""
 TASK_STATUS_CANCELLED: TaskStatus.ValueType  # 6
@@ -75,6 +75,8 @@ class _OutputModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputMode
     """Refused: the mode must be chosen."""
     OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER: _OutputMode.ValueType  # 1
     """A markdown report, offered to the writer window when completed."""
+    OUTPUT_MODE_STAGE: _OutputMode.ValueType  # 2
+    """The files of a stage of a project's run; the run makes such tasks. Refused by Execute."""
 
 class OutputMode(_OutputMode, metaclass=_OutputModeEnumTypeWrapper):
     """Says what a task shall end in."""
@@ -83,6 +85,8 @@ OUTPUT_MODE_UNSPECIFIED: OutputMode.ValueType  # 0
 """Refused: the mode must be chosen."""
 OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER: OutputMode.ValueType  # 1
 """A markdown report, offered to the writer window when completed."""
+OUTPUT_MODE_STAGE: OutputMode.ValueType  # 2
+"""The files of a stage of a project's run; the run makes such tasks. Refused by Execute."""
 Global___OutputMode: _TypeAlias = OutputMode  # noqa: Y015
 
 class _Capability:
@@ -304,7 +308,9 @@ class Task(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
-    """Id given by Conductor; a UUID version 7, so ids sort by time of acceptance."""
+    """Id given by Conductor; a UUID version 7, so ids sort by time of acceptance. A task that does a stage of a run has
+    the run's id, the stage's name and the attempt: `<run_id>-train-2`.
+    """
     status: Global___TaskStatus.ValueType
     """Where it stands."""
     report_path: _builtins.str
@@ -355,7 +361,7 @@ class Task(_message.Message):
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_report_writer_pb2.Artifact]:
         """What its commands wrote, in order: one for each stream that was written to, when the command has ended. Also those
         that could not be stored, with the reason. Last, once the report is durable, `findings.json`: what its research
-        found. See GetArtifact.
+        found. Of a task that does a stage, the files that the stage's program left. See GetArtifact.
         """
 
     def __init__(

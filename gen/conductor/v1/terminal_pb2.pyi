@@ -630,6 +630,40 @@ class ReadFileResponse(_message.Message):
 Global___ReadFileResponse: _TypeAlias = ReadFileResponse  # noqa: Y015
 
 @_typing.final
+class WriteFileRequest(_message.Message):
+    """Carries a piece of a file for a workspace. The first message says which file; those behind it have data only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    workspace: _builtins.str
+    """The workspace. On the first message."""
+    path: _builtins.str
+    """The file's path in it, with `/`, at most 1,024 bytes; no `.` or `..` in it. On the first message."""
+    sha256: _builtins.str
+    """SHA-256 that the whole must have, in lower-case hexadecimal; with another one nothing is changed. On the first message."""
+    data: _builtins.bytes
+    """The bytes, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        workspace: _builtins.str = ...,
+        path: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "path", b"path", "sha256", b"sha256", "workspace", b"workspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteFileRequest: _TypeAlias = WriteFileRequest  # noqa: Y015
+
+@_typing.final
 class RemoveWorkspaceRequest(_message.Message):
     """Names the workspace to remove."""
 
@@ -741,6 +775,7 @@ class GetCapabilitiesResponse(_message.Message):
     TIERS_FIELD_NUMBER: _builtins.int
     PROGRAMS_FIELD_NUMBER: _builtins.int
     LOOPBACK_FIELD_NUMBER: _builtins.int
+    DATA_FOLDERS_FIELD_NUMBER: _builtins.int
     available: _builtins.bool
     """Whether commands can be run at all."""
     unavailable_reason: _builtins.str
@@ -767,6 +802,10 @@ class GetCapabilitiesResponse(_message.Message):
     def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProgramRule]:
         """The operator's policy in force: what may run. Empty when every program may."""
 
+    @_builtins.property
+    def data_folders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Folders with data that commands may read, as the operator named them."""
+
     def __init__(
         self,
         *,
@@ -778,10 +817,11 @@ class GetCapabilitiesResponse(_message.Message):
         tiers: _abc.Iterable[Global___TierState] | None = ...,
         programs: _abc.Iterable[Global___ProgramRule] | None = ...,
         loopback: _builtins.bool = ...,
+        data_folders: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_limits", b"default_limits", "isolation", b"isolation", "max_limits", b"max_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "default_limits", b"default_limits", "isolation", b"isolation", "loopback", b"loopback", "max_limits", b"max_limits", "programs", b"programs", "tiers", b"tiers", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "data_folders", b"data_folders", "default_limits", b"default_limits", "isolation", b"isolation", "loopback", b"loopback", "max_limits", b"max_limits", "programs", b"programs", "tiers", b"tiers", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,6 +46,16 @@ class TerminalStub:
                 request_serializer=conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.SerializeToString,
                 response_deserializer=conductor_dot_v1_dot_terminal__pb2.ReadFileResponse.FromString,
                 _registered_method=True)
+        self.WriteFile = channel.stream_unary(
+                '/conductor.v1.Terminal/WriteFile',
+                request_serializer=conductor_dot_v1_dot_terminal__pb2.WriteFileRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_terminal__pb2.OutputFile.FromString,
+                _registered_method=True)
+        self.StatFile = channel.unary_unary(
+                '/conductor.v1.Terminal/StatFile',
+                request_serializer=conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=conductor_dot_v1_dot_terminal__pb2.OutputFile.FromString,
+                _registered_method=True)
         self.RemoveWorkspace = channel.unary_unary(
                 '/conductor.v1.Terminal/RemoveWorkspace',
                 request_serializer=conductor_dot_v1_dot_terminal__pb2.RemoveWorkspaceRequest.SerializeToString,
@@ -84,6 +94,24 @@ class TerminalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteFile(self, request_iterator, context):
+        """Writes a file into a named workspace, made if there is none; folders on its path are made too. The first message says
+        which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
+        are refused.
+        Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
+        commands may make it, FILE_NOT_FOUND (the path leads through something that is no folder), UPLOAD_REFUSED (another SHA-256).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StatFile(self, request, context):
+        """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveWorkspace(self, request, context):
         """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
         command runs in it.
@@ -111,6 +139,16 @@ def add_TerminalServicer_to_server(servicer, server):
                     servicer.ReadFile,
                     request_deserializer=conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.FromString,
                     response_serializer=conductor_dot_v1_dot_terminal__pb2.ReadFileResponse.SerializeToString,
+            ),
+            'WriteFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteFile,
+                    request_deserializer=conductor_dot_v1_dot_terminal__pb2.WriteFileRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_terminal__pb2.OutputFile.SerializeToString,
+            ),
+            'StatFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.StatFile,
+                    request_deserializer=conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.FromString,
+                    response_serializer=conductor_dot_v1_dot_terminal__pb2.OutputFile.SerializeToString,
             ),
             'RemoveWorkspace': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveWorkspace,
@@ -179,6 +217,60 @@ class Terminal:
             '/conductor.v1.Terminal/ReadFile',
             conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.SerializeToString,
             conductor_dot_v1_dot_terminal__pb2.ReadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/conductor.v1.Terminal/WriteFile',
+            conductor_dot_v1_dot_terminal__pb2.WriteFileRequest.SerializeToString,
+            conductor_dot_v1_dot_terminal__pb2.OutputFile.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StatFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conductor.v1.Terminal/StatFile',
+            conductor_dot_v1_dot_terminal__pb2.ReadFileRequest.SerializeToString,
+            conductor_dot_v1_dot_terminal__pb2.OutputFile.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,15 @@ class TerminalStub:
     """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
     folder that is a link. Errors: INVALID_REQUEST, FILE_NOT_FOUND (also of the workspace).
     """
+    WriteFile: _grpc.StreamUnaryMultiCallable[_terminal_pb2.WriteFileRequest, _terminal_pb2.OutputFile]
+    """Writes a file into a named workspace, made if there is none; folders on its path are made too. The first message says
+    which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
+    are refused.
+    Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
+    commands may make it, FILE_NOT_FOUND (the path leads through something that is no folder), UPLOAD_REFUSED (another SHA-256).
+    """
+    StatFile: _grpc.UnaryUnaryMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.OutputFile]
+    """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile."""
     RemoveWorkspace: _grpc.UnaryUnaryMultiCallable[_terminal_pb2.RemoveWorkspaceRequest, _terminal_pb2.RemoveWorkspaceResponse]
     """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
     command runs in it.
@@ -75,6 +84,15 @@ class TerminalAsyncStub(TerminalStub):
     """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
     folder that is a link. Errors: INVALID_REQUEST, FILE_NOT_FOUND (also of the workspace).
     """
+    WriteFile: _aio.StreamUnaryMultiCallable[_terminal_pb2.WriteFileRequest, _terminal_pb2.OutputFile]  # type: ignore[assignment]
+    """Writes a file into a named workspace, made if there is none; folders on its path are made too. The first message says
+    which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
+    are refused.
+    Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
+    commands may make it, FILE_NOT_FOUND (the path leads through something that is no folder), UPLOAD_REFUSED (another SHA-256).
+    """
+    StatFile: _aio.UnaryUnaryMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.OutputFile]  # type: ignore[assignment]
+    """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile."""
     RemoveWorkspace: _aio.UnaryUnaryMultiCallable[_terminal_pb2.RemoveWorkspaceRequest, _terminal_pb2.RemoveWorkspaceResponse]  # type: ignore[assignment]
     """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
     command runs in it.
@@ -111,6 +129,27 @@ class TerminalServicer(metaclass=_abc_1.ABCMeta):
         """Reads a file that a command left in a named workspace. Links, devices and pipes are refused, as is what lies in a
         folder that is a link. Errors: INVALID_REQUEST, FILE_NOT_FOUND (also of the workspace).
         """
+
+    @_abc_1.abstractmethod
+    def WriteFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_terminal_pb2.WriteFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_terminal_pb2.OutputFile, _abc.Awaitable[_terminal_pb2.OutputFile]]:
+        """Writes a file into a named workspace, made if there is none; folders on its path are made too. The first message says
+        which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
+        are refused.
+        Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
+        commands may make it, FILE_NOT_FOUND (the path leads through something that is no folder), UPLOAD_REFUSED (another SHA-256).
+        """
+
+    @_abc_1.abstractmethod
+    def StatFile(
+        self,
+        request: _terminal_pb2.ReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_terminal_pb2.OutputFile, _abc.Awaitable[_terminal_pb2.OutputFile]]:
+        """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile."""
 
     @_abc_1.abstractmethod
     def RemoveWorkspace(

@@ -15,7 +15,8 @@ from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2
 
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import project_event
-from services.conductor.protocol import Decision, Given, ProjectCommand
+from services.conductor.protocol import Decision, Given, ProjectCommand, RecordUpload, Resume, StageEnded, StartRun
+from services.conductor.state import edits, run, run_state
 
 Stage = project_pb2.Stage
 Status = project_pb2.StageStatus
@@ -69,21 +70,37 @@ def stage_of(state: project_pb2.ProjectState, stage: StageValue) -> project_pb2.
 
 def decide(state: project_pb2.ProjectState, command: ProjectCommand, given: Given) -> Decision:
     """Returns the events a command leads to. Raises Refusal; the state is never changed."""
-    events, after = _events(state, command, given), state
+    (events, effects), after = _moved(state, command, given), state
     for event in events:
         event.occurred_at.FromNanoseconds(given.at)
         after = evolve(after, event)
-    return Decision(tuple(events), after=after)
+    if isinstance(command, Resume) or run.current(after).task_id != run.current(state).task_id:
+        effects = (*effects, *run.to_begin(after))
+    return Decision(tuple(events), tuple(effects), after=after)
 
 
-def _events(state: project_pb2.ProjectState, command: ProjectCommand, given: Given) -> list[event_pb2.Event]:
-    if isinstance(command, conductor_pb2.TransitionToRequest):
-        return _transition(state, command)
+def _moved(state: project_pb2.ProjectState, command: ProjectCommand, given: Given) -> run.Moved:
+    match command:
+        case StartRun():
+            return run.start(state, command, given)
+        case StageEnded():
+            return run.ended(state, command, given)
+        case RecordUpload():
+            return run.uploaded(state, command)
+        case Resume():
+            return [], ()
+        case conductor_pb2.CancelRunRequest():
+            return run.cancel(state, command)
+        case conductor_pb2.ConfirmRequest():
+            return _confirm(state, command)
+        case conductor_pb2.TransitionToRequest() if state.HasField("run"):
+            return run.transition(state, command)
+        case conductor_pb2.TransitionToRequest():
+            return _transition(state, command), ()
+    run.refuse_by_hand(state)
     if isinstance(command, conductor_pb2.WaitForConfirmationRequest):
-        return _wait(state, command, given)
-    if isinstance(command, conductor_pb2.ProposePlanRequest):
-        return _propose(state, command, given)
-    return _confirm(state, command)
+        return _wait(state, command, given), ()
+    return _propose(state, command, given), ()
 
 
 # ---- TransitionTo ----
@@ -158,10 +175,15 @@ def _require(
         raise _illegal(state, f"{Stage.Name(stage)} cannot be put before a person")
 
 
-def _confirm(state: project_pb2.ProjectState, command: conductor_pb2.ConfirmRequest) -> list[event_pb2.Event]:
+def _confirm(state: project_pb2.ProjectState, command: conductor_pb2.ConfirmRequest) -> run.Moved:
     _refuse_stale(state, command)
     current = state.current_stage
     found = stage_of(state, current).status
+    if state.HasField("run"):
+        if found != WAITING:
+            raise _nothing_to_confirm(state)
+        return run.confirm(state, command)
+    edits.check(command.edits, (), ())
     approved = command.approved if command.HasField("approved") else True
     answerable = MAY[conductor_pb2.ConfirmRequest] - (frozenset() if approved and current != LAST else {COMPLETED})
     if found not in answerable:
@@ -173,7 +195,7 @@ def _confirm(state: project_pb2.ProjectState, command: conductor_pb2.ConfirmRequ
         approved=approved,
         reason=command.reason,
     )
-    return _approve(state, answer) if approved else _reject(state, answer)
+    return (_approve(state, answer) if approved else _reject(state, answer)), ()
 
 
 def _approve(state: project_pb2.ProjectState, answer: event_pb2.ConfirmationAnswered) -> list[event_pb2.Event]:
@@ -313,6 +335,8 @@ def _on_stage_status(state: project_pb2.ProjectState, event: event_pb2.Event) ->
         stage.error.CopyFrom(changed.error)
     if changed.status != WAITING and state.waiting_confirmation.stage_id == changed.stage_id:
         state.ClearField("waiting_confirmation")
+    if state.HasField("run"):
+        run_state.on_stage_status(state, stage, changed)
 
 
 def _clear_plan(state: project_pb2.ProjectState, stage: StageValue) -> None:
@@ -354,6 +378,8 @@ def _on_answered(state: project_pb2.ProjectState, event: event_pb2.Event) -> Non
     state.ClearField("waiting_confirmation")
     if answer.plan_id and not answer.approved:
         _set_pending(state, answer.stage_id, pending=False)
+    if state.HasField("run"):
+        run_state.on_answered(state, event)
 
 
 FOLDS: Mapping[str, Callable[[project_pb2.ProjectState, event_pb2.Event], None]] = {
@@ -362,4 +388,5 @@ FOLDS: Mapping[str, Callable[[project_pb2.ProjectState, event_pb2.Event], None]]
     "plan_proposed": _on_plan_proposed,
     "plan_approved": _on_plan_approved,
     "confirmation_answered": _on_answered,
+    **run_state.FOLDS,
 }

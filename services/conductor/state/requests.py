@@ -14,6 +14,7 @@ VERSION = "0.1.0"
 RESEARCH_TIMEOUT_S = 60.0  # when hints.research.timeout is absent
 REPORT_TIMEOUT_S = 30.0
 GRACE_S = 5.0  # a worker may take this much longer than its own budget before the call is given up
+STAGE_GRACE_S = 600.0  # for a stage's files to be brought to its program, and what it left to be stored
 LAST_PART = 0.25  # of a call's time, at most, that a research leaves for giving its result and for the report
 SUMMARY_CHARS = 500
 
@@ -22,19 +23,23 @@ def summary_of(step: Step, objective: str, hints: task_pb2.Hints) -> str:
     """Returns what a step asks for, as a person would say it, at most 500 characters."""
     if step.capability == Capability.CAPABILITY_REPORT_WRITER:
         return "Write the report."
+    if step.stage:
+        return objective[:SUMMARY_CHARS]
     if step.command_index is None:
         return objective[:SUMMARY_CHARS]
     command = hints.commands[step.command_index]
     return (shlex.join(command.argv) if command.argv else command.script)[:SUMMARY_CHARS]
 
 
-def timeout_for(step: Step, hints: task_pb2.Hints, remaining: float) -> float:
+def timeout_for(step: Step, state: TaskState, remaining: float) -> float:
     """Returns the seconds a call may take: the step's own limit, never more than what remains of the task."""
     if step.capability == Capability.CAPABILITY_REPORT_WRITER:
         return min(REPORT_TIMEOUT_S, remaining)
+    if state.stage is not None:
+        return min(_seconds(state.stage.program.wall_time, remaining) + STAGE_GRACE_S, remaining)
     if step.command_index is None:
-        return min(_research_seconds(hints.research) + GRACE_S, remaining)
-    wall_time = hints.commands[step.command_index].limits.wall_time
+        return min(_research_seconds(state.hints.research) + GRACE_S, remaining)
+    wall_time = state.hints.commands[step.command_index].limits.wall_time
     return min(_seconds(wall_time, remaining) + GRACE_S, remaining)
 
 
@@ -54,7 +59,9 @@ def request_for(step: Step, call_id: str, state: TaskState, timeout: float) -> W
         timeout: seconds the call may take, as `timeout_for` gives them.
     """
     if step.capability == Capability.CAPABILITY_REPORT_WRITER:
-        return _write_report(state)
+        return _write_report(state) if state.stage is None else _write_run_report(state, state.stage)
+    if state.stage is not None:
+        return state.stage
     if step.command_index is None:
         return _research(call_id, state, timeout)
     return terminal_pb2.RunRequest(
@@ -65,7 +72,9 @@ def request_for(step: Step, call_id: str, state: TaskState, timeout: float) -> W
 
 
 def place_for(step: Step, attempt: int, state: TaskState) -> Place | None:
-    """Returns where a command's output is kept; no two calls of a task have the same place."""
+    """Returns where what a command or a stage leaves is kept; no two calls of a task have the same place."""
+    if step.stage:
+        return Place(state.task.task_id, "program")
     if step.command_index is None:
         return None
     again = f"-attempt-{attempt}" if attempt > 1 else ""
@@ -96,16 +105,7 @@ def _write_report(state: TaskState) -> report_writer_pb2.WriteReportRequest:
     """Everything in it comes from the log, so that a repeat after a crash is the same request."""
     task = state.task
     request = report_writer_pb2.WriteReportRequest(
-        task_id=task.task_id,
-        objective=task.objective,
-        gaps=state.gaps,
-        provenance=report_writer_pb2.Provenance(
-            correlation_id=task.correlation_id,
-            project_id=task.project_id,
-            created_at=task.created_at,
-            conductor_version=VERSION,
-            workers=state.runs,
-        ),
+        task_id=task.task_id, objective=task.objective, gaps=state.gaps, provenance=_provenance(state)
     )
     for result in state.results:
         if result.WhichOneof("result") == "research":
@@ -113,6 +113,27 @@ def _write_report(state: TaskState) -> report_writer_pb2.WriteReportRequest:
         elif result.WhichOneof("result") == "command":
             request.commands.append(result.command)
     return request
+
+
+def _provenance(state: TaskState) -> report_writer_pb2.Provenance:
+    task = state.task
+    return report_writer_pb2.Provenance(
+        correlation_id=task.correlation_id,
+        project_id=task.project_id,
+        created_at=task.created_at,
+        conductor_version=VERSION,
+        workers=state.runs,
+    )
+
+
+def _write_run_report(state: TaskState, stage: event_pb2.StageCall) -> report_writer_pb2.WriteRunReportRequest:
+    return report_writer_pb2.WriteRunReportRequest(
+        task_id=state.task.task_id,
+        run=stage.run,
+        stage_id=stage.stage_id,
+        outcome=state.outcome,
+        provenance=_provenance(state),
+    )
 
 
 def _add_research(request: report_writer_pb2.WriteReportRequest, result: event_pb2.WorkerResult) -> None:

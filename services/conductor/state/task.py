@@ -31,8 +31,11 @@ from services.conductor.protocol import (
     ProceedLater,
     Progressed,
     Resume,
+    Retell,
+    StageEnded,
     Submit,
     TaskCommand,
+    TellProject,
 )
 from services.conductor.state.requests import place_for, request_for, summary_of, timeout_for
 from services.conductor.state.task_state import (
@@ -122,6 +125,8 @@ def _submit(draft: _Draft, command: Submit) -> None:
     seconds = request.hints.deadline.ToNanoseconds() or DEFAULT_DEADLINE_S * SECOND
     started = event_pb2.TaskStarted(objective=request.objective, output_mode=request.output_mode, hints=request.hints)
     started.deadline.FromNanoseconds(given.at + seconds)
+    if command.stage is not None:
+        started.stage.CopyFrom(command.stage)
     task = draft.state.task
     task.project_id, task.correlation_id = request.project_id, given.correlation_id
     task.scope.CopyFrom(request.scope)
@@ -137,12 +142,16 @@ def _submit(draft: _Draft, command: Submit) -> None:
 
 def _begin(draft: _Draft, _: Proceed) -> None:
     """Chooses the route of a queued task and calls the first worker."""
+    if draft.state.stage is not None:
+        capabilities = [Capability.CAPABILITY_TERMINAL]
+        route = event_pb2.Route(capabilities=capabilities, reason=event_pb2.ROUTE_REASON_STAGE)
+        return _route(draft, route, "a stage's program runs there")
     asked = list(draft.state.hints.capabilities)
     route = event_pb2.Route(
         capabilities=asked or [Capability.CAPABILITY_RESEARCHER],
         reason=event_pb2.ROUTE_REASON_HINTS if asked else event_pb2.ROUTE_REASON_DEFAULT,
     )
-    _route(draft, route, "as the hints ask" if asked else "the Researcher is the default")
+    return _route(draft, route, "as the hints ask" if asked else "the Researcher is the default")
 
 
 def _route(draft: _Draft, route: event_pb2.Route, why: str) -> None:
@@ -158,10 +167,12 @@ def _proceed(draft: _Draft, _: Proceed) -> None:
 def _next_step(draft: _Draft) -> None:
     """Calls the worker of the first step, unless the deadline has passed."""
     state, given = draft.state, draft.given
+    if not state.steps:
+        return _complete(draft, "")  # a stage without a report
     if given.at >= state.deadline:
         return _fail(draft, _deadline_passed(state))
     step = state.steps[0]
-    timeout = timeout_for(step, state.hints, (state.deadline - given.at) / SECOND)
+    timeout = timeout_for(step, state, (state.deadline - given.at) / SECOND)
     call = event_pb2.WorkerCall(
         call_id=given.id,
         capability=step.capability,
@@ -297,6 +308,7 @@ def _cancel(draft: _Draft, command: conductor_pb2.CancelTaskRequest) -> None:
     error = typed(Reason.ERROR_REASON_TASK_CANCELLED, "The task was cancelled.", task_id=draft.state.task.task_id)
     _stop_call(draft, error)
     draft.tell(event_pb2.TaskCancelled(reason=command.reason), CANCELLED, DONE)
+    _tell_project(draft)
 
 
 def _expire(draft: _Draft, _: Expire) -> None:
@@ -324,16 +336,29 @@ def _end_call(draft: _Draft, error: error_pb2.TypedError) -> None:
 
 
 def _complete(draft: _Draft, path: str) -> None:
-    completed = event_pb2.TaskCompleted(
-        report_path=path,
-        output_mode=draft.state.task.output_mode,
-        writer_window_props=task_pb2.WriterWindowProps(path=path, preview_mode=True),
-    )
+    completed = event_pb2.TaskCompleted(report_path=path, output_mode=draft.state.task.output_mode)
+    if path:
+        completed.writer_window_props.CopyFrom(task_pb2.WriterWindowProps(path=path, preview_mode=True))
     draft.tell(completed, COMPLETED, DONE)
+    _tell_project(draft)
 
 
 def _fail(draft: _Draft, error: error_pb2.TypedError) -> None:
     draft.tell(event_pb2.TaskFailed(error=error), FAILED, DONE)
+    _tell_project(draft)
+
+
+def _retell(draft: _Draft, _: Retell) -> None:
+    _tell_project(draft)
+
+
+def _tell_project(draft: _Draft) -> None:
+    """Tells the project how the task of one of its stages ended."""
+    state, task = draft.state, draft.state.task
+    if state.stage is not None:
+        error = task.error if task.HasField("error") else None
+        ended = StageEnded(task.task_id, state.outcome, error, task.report_path)
+        draft.effects.append(TellProject(task, ended))
 
 
 def _deadline_passed(state: TaskState) -> error_pb2.TypedError:
@@ -362,4 +387,7 @@ TABLE: Mapping[tuple[StatusValue, type], Callable[[_Draft, Any], None]] = {
     (WAITING, Resume): _resume,
     (WAITING, Expire): _expire,
     (WAITING, conductor_pb2.CancelTaskRequest): _cancel,
+    (COMPLETED, Retell): _retell,
+    (FAILED, Retell): _retell,
+    (CANCELLED, Retell): _retell,
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from conductor.v1 import event_pb2, report_writer_pb2, researcher_pb2, task_pb2
+from conductor.v1 import event_pb2, project_pb2, report_writer_pb2, researcher_pb2, task_pb2
 
 from services.common.errors import Reason, typed
 
@@ -30,14 +30,18 @@ SERVICES: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call to be made. `command_index` points into hints.commands, for the Terminal only."""
+    """One call to be made. `command_index` points into hints.commands, for the Terminal only; `stage`: for a stage."""
 
     capability: task_pb2.Capability.ValueType
     command_index: int | None = None
+    stage: bool = False
 
 
-def plan(route: event_pb2.Route, hints: task_pb2.Hints) -> tuple[Step, ...]:
+def plan(route: event_pb2.Route, hints: task_pb2.Hints, stage: event_pb2.StageCall | None) -> tuple[Step, ...]:
     """Returns the steps of a route, the report last."""
+    if stage is not None:
+        report = (Step(Capability.CAPABILITY_REPORT_WRITER, stage=True),) if stage.program.report else ()
+        return (Step(Capability.CAPABILITY_TERMINAL, stage=True), *report)
     steps: list[Step] = []
     for capability in route.capabilities:
         if capability == Capability.CAPABILITY_TERMINAL:
@@ -67,6 +71,8 @@ class TaskState:
     results: tuple[event_pb2.WorkerResult, ...] = ()  # that did their work, in order
     runs: tuple[report_writer_pb2.WorkerRun, ...] = ()  # one for each of `results`
     gaps: tuple[researcher_pb2.Gap, ...] = ()  # what a replaced worker could not give
+    stage: event_pb2.StageCall | None = None  # that it does, if it does one …
+    outcome: project_pb2.StageOutcome | None = None  # … and what its program found, also when it failed
 
     def copy(self) -> "TaskState":
         """Returns a state that can be changed without changing this one."""
@@ -86,6 +92,8 @@ class TaskState:
             self.results,
             self.runs,
             self.gaps,
+            self.stage,
+            self.outcome,
         )
 
 
@@ -125,6 +133,7 @@ def _on_started(state: TaskState, event: event_pb2.Event) -> None:
     task.scope.CopyFrom(event.scope)
     task.created_at.CopyFrom(event.occurred_at)
     state.hints, state.deadline = started.hints, started.deadline.ToNanoseconds()
+    state.stage = started.stage if started.HasField("stage") else None
 
 
 def _on_progress(state: TaskState, event: event_pb2.Event) -> None:
@@ -138,7 +147,7 @@ def _on_progress(state: TaskState, event: event_pb2.Event) -> None:
         detail = "The Researcher was unavailable; no documents were searched."
         gap = researcher_pb2.Gap(kind=researcher_pb2.GAP_KIND_NOT_FOUND, subject="research", detail=detail)
         state.gaps = (*state.gaps, gap)
-    state.route, state.steps = progress.route, plan(progress.route, state.hints)
+    state.route, state.steps = progress.route, plan(progress.route, state.hints, state.stage)
     state.attempts = state.refused = 0
 
 
@@ -154,6 +163,9 @@ def _on_result(state: TaskState, event: event_pb2.Event) -> None:
     state.task.artifacts.extend(result.command.artifacts)  # also of a command that failed
     if result.report.HasField("findings"):
         state.task.artifacts.append(result.report.findings)
+    if result.WhichOneof("result") == "stage":
+        state.outcome = result.stage
+        state.task.artifacts.extend(_as_artifact(file) for file in result.stage.artifacts)
     if result.HasField("error"):
         state.refused += result.error.reason == Reason.ERROR_REASON_OVER_CAPACITY
         return
@@ -167,9 +179,16 @@ def _on_result(state: TaskState, event: event_pb2.Event) -> None:
     state.runs = (*state.runs, run)
 
 
+def _as_artifact(file: project_pb2.RunArtifact) -> report_writer_pb2.Artifact:
+    return report_writer_pb2.Artifact(
+        name=file.name, size_bytes=file.size_bytes, sha256=file.sha256, media_type=file.media_type
+    )
+
+
 def _on_completed(state: TaskState, event: event_pb2.Event) -> None:
-    state.task.report_path = event.task_completed.report_path
-    state.task.writer_window_props.CopyFrom(event.task_completed.writer_window_props)
+    if event.task_completed.report_path:
+        state.task.report_path = event.task_completed.report_path
+        state.task.writer_window_props.CopyFrom(event.task_completed.writer_window_props)
     state.task.completed_at.CopyFrom(event.occurred_at)
 
 

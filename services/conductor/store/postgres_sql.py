@@ -102,7 +102,7 @@ def listing(wanted: Listing) -> tuple[str, Sequence[Any]]:
     conditions = [f"kind = '{wanted.kind}'"]
     if wanted.status:
         values.append(wanted.status)
-        conditions.append(f"status = ${len(values)}")
+        conditions.append(f"status = ${len(values)} AND status <> 0")
     for column, value in (("project_id", wanted.project_id), ("desktop_id", wanted.desktop_id)):
         if value is not None:
             values.append(value)

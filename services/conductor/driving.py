@@ -1,0 +1,79 @@
+"""Looks after the runs of projects: what a crash, a full queue or a lost message left undone is done again.
+
+A run goes on by messages between its project and the tasks of its stages (`protocol.Errand`). They are not in the log,
+but what they follow from is: a stage in progress names its task. So now and then every running project is looked at:
+a task that is not there is made, and one that has ended is told of again. Any replica may, all may at once: each of
+these changes nothing the second time.
+"""
+
+import asyncio
+import logging
+from typing import Protocol
+
+from conductor.v1 import project_pb2, task_pb2
+
+from services.conductor.mailbox import Caller
+from services.conductor.protocol import Command, Resume, Retell
+from services.conductor.state import run, task_state
+from services.conductor.store.base import Key, Listing, Store, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+PAGE = 200  # projects looked at at once
+
+
+class Told(Protocol):
+    """Carries out commands nobody waits for."""
+
+    def mention(self, key: Key, command: Command, caller: Caller) -> None:
+        """Has a command carried out."""
+
+
+class Driving:
+    """Looks at all running projects every `seconds`, for the first time when it is started."""
+
+    def __init__(self, store: Store, actor: Told, seconds: float = LOOK_S) -> None:
+        self._store = store
+        self._actor = actor
+        self._seconds = seconds
+        self._looking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins."""
+        self._looking = asyncio.create_task(self._look())
+
+    async def close(self) -> None:
+        """Ends."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except StoreUnavailable as error:
+                log.warning("running projects were not looked at: %s", error.cause)
+            await asyncio.sleep(self._seconds)
+
+    async def look(self) -> None:
+        """Looks at all running projects once. Raises StoreUnavailable."""
+        before = None
+        while True:
+            listing = Listing("project", project_pb2.RUN_STATUS_RUNNING, before=before, limit=PAGE)
+            rows = await self._store.list(listing)
+            for row in rows:
+                await self._look_at(project_pb2.ProjectState.FromString(row.state))
+            if len(rows) < PAGE:
+                return
+            before = (rows[-1].created_at, rows[-1].id)
+
+    async def _look_at(self, state: project_pb2.ProjectState) -> None:
+        task_id = run.current(state).task_id
+        caller = Caller(state.run.correlation_id)
+        row = await self._store.row(("task", task_id))
+        if row is None:
+            self._actor.mention(("project", state.project_id), Resume(), caller)
+        elif task_pb2.Task.FromString(row.state).status in task_state.TERMINAL:
+            self._actor.mention(("task", task_id), Retell(), caller)

@@ -1,0 +1,103 @@
+"""What the events of a run add up to. Pure and total; `project.evolve` calls these for a project that has a run."""
+
+from collections.abc import Callable, Mapping
+
+from conductor.v1 import event_pb2, project_pb2
+
+State = project_pb2.ProjectState
+RunStatus = project_pb2.RunStatus
+Status = project_pb2.StageStatus
+
+MAX_STALE = 200  # artefacts of attempts that were done again
+MAX_DECISIONS = 200
+MAX_UPLOADS = 20
+
+_OF_RUN = {
+    Status.STAGE_STATUS_IN_PROGRESS: RunStatus.RUN_STATUS_RUNNING,
+    Status.STAGE_STATUS_WAITING_CONFIRMATION: RunStatus.RUN_STATUS_WAITING_CONFIRMATION,
+}
+
+
+def on_started(state: State, event: event_pb2.Event) -> None:
+    """Begins a run: whatever the project was before, its stages are pending."""
+    state.run.CopyFrom(event.run_started.run)
+    for stage in state.stages:
+        fresh = project_pb2.StageState(stage_id=stage.stage_id, status=Status.STAGE_STATUS_PENDING)
+        stage.CopyFrom(fresh)
+    for name in ("plan", "plan_pending", "plan_approved", "waiting_confirmation"):
+        state.ClearField(name)
+
+
+def on_stage_status(state: State, stage: project_pb2.StageState, changed: event_pb2.StageStatusChanged) -> None:
+    """Takes in what a run's stage has become, beyond what every project's has."""
+    if changed.task_id:
+        stage.task_id, stage.attempt, stage.approved_ahead = changed.task_id, changed.attempt, changed.approved_ahead
+        stage.ClearField("outcome")
+        stage.ClearField("edits")
+        if changed.HasField("edits"):
+            stage.edits.CopyFrom(changed.edits)
+        _make_stale(state.run, changed.stage_id)
+    elif changed.status == Status.STAGE_STATUS_PENDING:
+        for name in ("task_id", "outcome", "edits", "approved_ahead"):  # attempts go on counting: they name tasks
+            stage.ClearField(name)
+    if changed.status in _OF_RUN:
+        state.run.status = _OF_RUN[changed.status]
+        state.run.ClearField("ended_at")
+
+
+def _make_stale(run: project_pb2.Run, since: "project_pb2.Stage.ValueType") -> None:
+    """Marks what a stage and all later ones left."""
+    for artifact in run.artifacts:
+        artifact.stale = artifact.stale or artifact.stage_id >= since
+    stale = [artifact for artifact in run.artifacts if artifact.stale]
+    for artifact in stale[: max(0, len(stale) - MAX_STALE)]:
+        run.artifacts.remove(artifact)
+
+
+def on_answered(state: State, event: event_pb2.Event) -> None:
+    """Records what was decided at a gate."""
+    answer = event.confirmation_answered
+    state.run.decisions.append(
+        project_pb2.GateDecision(
+            stage_id=answer.stage_id,
+            decided_at=event.occurred_at,
+            approved=answer.approved,
+            reason=answer.reason,
+            edits=answer.edits if answer.HasField("edits") else None,
+            user_id="" if answer.by_itself else event.scope.user_id,
+            by_itself=answer.by_itself,
+        )
+    )
+    del state.run.decisions[: max(0, len(state.run.decisions) - MAX_DECISIONS)]
+
+
+def on_result(state: State, event: event_pb2.Event) -> None:
+    """Takes in what a stage's program found."""
+    found = event.stage_result
+    state.stages[found.stage_id - 1].outcome.CopyFrom(found.outcome)
+    state.run.artifacts.extend(found.outcome.artifacts)
+    state.run.report_path = found.report_path or state.run.report_path
+
+
+def on_ended(state: State, event: event_pb2.Event) -> None:
+    """Ends a run, until one of its stages is begun again."""
+    state.run.status = event.run_ended.status
+    state.run.ended_at.CopyFrom(event.occurred_at)
+
+
+def on_uploaded(state: State, event: event_pb2.Event) -> None:
+    """Lists uploaded data; the newest of a name takes the place of an older one."""
+    kept = [upload for upload in state.uploads if upload.name != event.data_uploaded.name]
+    newest = project_pb2.DataUpload()
+    newest.CopyFrom(event.data_uploaded)
+    newest.uploaded_at.CopyFrom(event.occurred_at)
+    del state.uploads[:]
+    state.uploads.extend([*kept, newest][-MAX_UPLOADS:])
+
+
+FOLDS: Mapping[str, Callable[[State, event_pb2.Event], None]] = {
+    "run_started": on_started,
+    "stage_result": on_result,
+    "run_ended": on_ended,
+    "data_uploaded": on_uploaded,
+}
