@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops import envoy
+from ops import envoy, interpreter
 from ops.health import SETTINGS, dial
 from services.common.config import (
     MAX_PORT,
@@ -114,7 +114,7 @@ def from_environment(
         for kind in WORKERS
     }
     targets["RESEARCHER_REPORTS"] = str(load(ReportWriterSettings, environ).root)
-    targets |= _for_stages()
+    targets |= _for_stages(ROOT / "var" / "stages-python")
     own = _own(environ, size, addresses)
     return Layout(addresses, _folders(environ, size, own), {**targets, **environ}, own)
 
@@ -163,12 +163,17 @@ def _beside(variable: str, first: str, n: int) -> str:
     return f"{host}:{number}"
 
 
-def _for_stages() -> dict[str, str]:
-    """Returns how the Terminal finds the programs of stages: this Python, what is installed for it, and `stages`."""
-    folders = {sys.prefix, sys.base_prefix, str(ROOT / "stages")}
+def _for_stages(own: Path) -> dict[str, str]:
+    """Returns how the Terminal finds the programs of stages: a Python, what is installed for it, and `stages`.
+
+    Args:
+        own: folder for an environment, if one is needed.
+    """
+    prefix, base = interpreter.environment(own)
+    folders = {prefix, base, Path(sys.prefix), ROOT / "stages"}
     return {
-        "TERMINAL_FOLDERS": os.pathsep.join(sorted(folders)),
-        "TERMINAL_PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin",
+        "TERMINAL_FOLDERS": os.pathsep.join(sorted(str(folder) for folder in folders if folder != Path("/usr"))),
+        "TERMINAL_PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin",
         "TERMINAL_DATA": str(ROOT / "data"),
     }
 

@@ -1,8 +1,8 @@
 """Chooses among the models that were tried: a blend when it is worth it, the simplest of those that are as good.
 
 Two models are as good when their mean difference over the same folds is within one standard error of that difference
-(Breiman, Friedman, Olshen and Stone 1984, section 3.4.3, applied to paired folds: the folds of a small table differ more
-from each other than models do, so an unpaired deviation would hide real differences).
+(Breiman, Friedman, Olshen and Stone 1984, section 3.4.3, applied to paired folds: the folds of a small table differ
+more from each other than models do, so an unpaired deviation would hide real differences).
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,8 +102,18 @@ class Blender:
 
     def blend(self) -> Judged | None:
         """Returns the blend, judged on each fold with weights found on the others; None when it is not worth it."""
-        if len(self._members) < LEAST_FOLDS or len(self._y) < LEAST_FOLDS:
+        if len(self._members) < LEAST_FOLDS or len(self._y) < LEAST_FOLDS or not self._can_gain():
             return None
+        try:
+            return self._found()
+        except ValueError:  # a fold's sample lacks a class: too few rows to weigh models on
+            return None
+
+    def _can_gain(self) -> bool:
+        best = self._members[0].mean  # no measure of which more is better goes beyond 1
+        return not self._metric.higher_better or best + BLEND_GAIN * abs(best) < 1.0
+
+    def _found(self) -> Judged | None:
         folds = range(len(self._y))
         scores = []
         for left_out in folds:
@@ -129,7 +139,8 @@ class Blender:
         return float(np.mean([self._metric.gain(self._score(weights, fold, BLEND_ROWS), 0.0) for fold in folds]))
 
     def _score(self, weights: Numbers, fold: int, most: int | None) -> float:
+        step = -(-len(self._y[fold]) // most) if most else 1  # evenly through the fold: its rows may be sorted
         mixed: Any = sum(
-            weight * each.predicted[fold][:most] for weight, each in zip(weights, self._members, strict=True)
+            weight * each.predicted[fold][::step] for weight, each in zip(weights, self._members, strict=True)
         )
-        return scoring.value(self._metric.name, self._y[fold][:most], mixed, self._classes, self._positive)
+        return scoring.value(self._metric.name, self._y[fold][::step], mixed, self._classes, self._positive)

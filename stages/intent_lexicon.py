@@ -38,7 +38,7 @@ _EXPLAIN = re.compile(
     r"\b(factors?|drivers?|drives?|driving|affects?|affecting|influences?|influencing|explains?|explaining|why|"
     r"understand|impacts?|effects?|associated|association|correlat\w+|relationships?|related|causes?|"
     r"depends?|contributes?|matters?|important|importance|what predicts|which \w+ predict|predictors?|responsible|"
-    r"makes? .{0,40}(more|less|higher|lower|expensive|cheap)\w*)\b"
+    r"do(?:es)? .{0,60} (?:raise|increase|decrease|reduce|lower|improve|worsen)|makes? .{0,40}(more|less|higher|lower|expensive|cheap)\w*)\b"
 )
 _PREDICT = re.compile(r"\b(predict|predicting|classify|classifying|estimate|detect|forecast|guess|anticipate)\b")
 _CLASSES = re.compile(

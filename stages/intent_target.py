@@ -5,89 +5,26 @@ from dataclasses import dataclass
 
 from stages.intent_text import Token, stem
 from stages.shown import plain
-from stages.words import COMMON, words_of
+from stages.words import COMMON, singular, words_of
 
 CLEAR = 0.65  # least score of a target that is taken without asking
 GAP = 0.2  # by which it must be above the next
 NAMED = 0.3  # score from which a column counts as meant at all
 MOST_LABELS = 20  # different values of a column that are looked for in the objective
-_UNITS = frozenset(
-    [
-        "g",
-        "kg",
-        "mg",
-        "mm",
-        "cm",
-        "m",
-        "km",
-        "usd",
-        "eur",
-        "gbp",
-        "s",
-        "sec",
-        "ms",
-        "min",
-        "h",
-        "hr",
-        "pct",
-        "perc",
-        "percent",
-        "mi",
-        "lb",
-        "lbs",
-        "ft",
-        "in",
-        "sqft",
-        "c",
-        "f",
-        "l",
-        "ml",
-    ]
-)
-_TOLERATED = frozenset(
-    [
-        "column",
-        "variable",
-        "field",
-        "value",
-        "class",
-        "label",
-        "status",
-        "rate",
-        "outcome",
-        "target",
-        "correctly",
-        "accurately",
-        "precisely",
-        "well",
-        "quickly",
-        "reliably",
-        "report",
-        "yes",
-        "together",
-        "again",
-        "now",
-        "here",
-        "there",
-        "column",
-        "only",
-        "either",
-        "both",
-        "than",
-        "above",
-        "below",
-        "high",
-        "higher",
-        "low",
-        "best",
-        "most",
-        "more",
-        "less",
-    ]
-)
-_PREPOSITIONS = frozenset(
-    ["of", "on", "in", "at", "for", "per", "by", "among", "across", "between", "about", "into", "as"]
-)
+_UNITS_TEXT = """
+g kg mg mm cm m km usd eur gbp s sec ms min h hr pct perc percent mi lb lbs ft in sqft c f l ml
+"""
+_UNITS = frozenset(_UNITS_TEXT.split())
+_TOLERATED_TEXT = """
+column variable field value class label status rate outcome target correctly accurately precisely well quickly
+reliably report yes together again now here there column only either both than above below high higher low
+best most more less
+"""
+_TOLERATED = frozenset(_TOLERATED_TEXT.split())
+_PREPOSITIONS_TEXT = """
+of on in at for per by among across between about into as
+"""
+_PREPOSITIONS = frozenset(_PREPOSITIONS_TEXT.split())
 _JOINED = frozenset(("and", "or", ",", "vs", "versus", "plus", "both"))
 _MEANING = {  # words of people → words of columns
     ("fuel", "consumption"): ("mpg",),
@@ -244,6 +181,16 @@ def _glued_end(tokens: Sequence[Token], at: int, glued: str) -> int:
     return at
 
 
+def _abbreviated(glued: str, pair: Sequence[Token]) -> bool:
+    """Tells whether a name such as "hmrun" or "cruns" is short for two words such as "home runs"."""
+    if len(pair) < 2 or pair[0].word in COMMON or len(pair[1].word) < 3:
+        return False
+    head = next((head for head in (pair[1].word, singular(pair[1].word)) if glued.endswith(head)), None)
+    short = glued.removesuffix(head) if head else ""
+    letters = iter(pair[0].word)
+    return 0 < len(short) <= 4 and short[0] == pair[0].word[0] and all(letter in letters for letter in short)
+
+
 def _shortened(short: str, token: Token) -> bool:
     return token.word not in COMMON and len(short) >= 3 and (token.word.startswith(short) or token.stem == stem(short))
 
@@ -256,7 +203,7 @@ def _meant_by_other_words(tokens: Sequence[Token], stems: Sequence[str]) -> list
         for at in range(len(tokens)):
             if tuple(token.stem for token in tokens[at : at + len(said)]) == said:
                 words = " ".join(token.word for token in tokens[at : at + len(said)])
-                found.append(_Hit(at, at + len(said), 0.75, f'it may be what "{words}" means'))
+                found.append(_Hit(at, at + len(said), 0.78, f'it may be what "{words}" means'))
     return found
 
 
@@ -291,8 +238,8 @@ def _by_place(tokens: Sequence[Token], hit: _Hit, focused: bool, taken: Sequence
     zone = tokens[hit.start].zone
     if zone == "target":
         place = 1.0 if not _is_modifier(tokens, hit, taken) else 0.6
-        if _goes_on(tokens, hit, taken):
-            place = min(place, 0.62)  # the name is only the first part of a longer noun, such as "age" in "age group"
+        if _goes_on(tokens, hit, taken) or any(other.end == hit.start for other in taken):
+            place = min(place, 0.62)  # the name is only a part of a longer noun, such as "age" in "age group"
     elif zone == "other":
         place = 0.6 if focused else 0.85
     else:
@@ -325,7 +272,7 @@ def _by_label(tokens: Sequence[Token], column: Known, focused: bool, taken: Sequ
     """Returns the score of a column whose values the objective speaks of, and the value when it is one."""
     places: dict[str, float] = {}
     covered = {at for hit in taken for at in range(hit.start, hit.end)}
-    for label in column.labels:
+    for label in column.labels if column.levels > 1 else ():
         words = words_of(label)
         if not words or words in (("yes",), ("no",), ("true",), ("false",)) or len("".join(words)) < 3:
             continue

@@ -15,220 +15,33 @@ _ENDINGS = ("ations", "ation", "ment", "ing", "ion", "ed", "er", "or", "al", "is
 _SHORTEST = 4  # letters that a stem keeps
 
 # Words after which, up to the next such words, the text speaks of something else. The longest one that fits counts.
-_OPENERS: dict[Zone, tuple[str, ...]] = {
-    "target": [
-        "predict",
-        "predicts",
-        "predicting",
-        "predicted",
-        "prediction of",
-        "predictor of",
-        "predictors of",
-        "predictive of",
-        "estimate",
-        "estimates",
-        "estimating",
-        "classify",
-        "classifying",
-        "forecast",
-        "forecasting",
-        "determine",
-        "determines",
-        "determining",
-        "identify",
-        "detect",
-        "detecting",
-        "guess",
-        "infer",
-        "recognise",
-        "recognize",
-        "anticipate",
-        "model",
-        "modelling",
-        "modeling",
-        "explain",
-        "explains",
-        "explaining",
-        "drive",
-        "drives",
-        "driving",
-        "drivers of",
-        "driver of",
-        "affect",
-        "affects",
-        "affecting",
-        "influence",
-        "influences",
-        "influencing",
-        "cause",
-        "causes",
-        "causes of",
-        "lead to",
-        "leads to",
-        "contribute to",
-        "contributes to",
-        "associated with",
-        "related to",
-        "correlated with",
-        "correlates with",
-        "correlate with",
-        "factors behind",
-        "behind",
-        "factors for",
-        "factors of",
-        "effect on",
-        "effects on",
-        "impact on",
-        "influence on",
-        "impacts",
-        "impact",
-        "responsible for",
-        "important for",
-        "matters for",
-        "matter for",
-        "matter most for",
-        "why",
-        "likelihood of",
-        "probability of",
-        "risk of",
-        "chance of",
-        "figure out",
-        "find out",
-        "know",
-        "tell",
-        "understand",
-        "increase",
-        "decrease",
-        "raise",
-        "lower",
-    ],
-    "features": [
-        "from",
-        "using",
-        "use",
-        "based on",
-        "given",
-        "with",
-        "knowing",
-        "by using",
-        "by means of",
-        "on the basis of",
-        "depending on",
-        "in terms of",
-        "effect of",
-        "effects of",
-        "impact of",
-        "influence of",
-        "role of",
-        "as features",
-        "from the features",
-    ],
-    "drop": [
-        "without",
-        "without using",
-        "ignore",
-        "ignoring",
-        "exclude",
-        "excluding",
-        "drop",
-        "dropping",
-        "except",
-        "except for",
-        "leave out",
-        "leaving out",
-        "but not",
-        "do not use",
-        "don t use",
-        "not using",
-        "do not include",
-        "don t include",
-        "remove",
-        "removing",
-        "other than",
-        "never use",
-    ],
-    "keep": [
-        "use only",
-        "using only",
-        "only use",
-        "only using",
-        "based only on",
-        "only from",
-        "from only",
-        "keep only",
-        "only with",
-        "with only",
-        "only keep",
-        "only the columns",
-        "just use",
-        "using just",
-        "solely from",
-        "solely on",
-    ],
-    "group": [
-        "grouped by",
-        "group by",
-        "grouping by",
-        "groups are in",
-        "keep together rows of the same",
-        "rows of the same",
-        "the same",
-        "split by group",
-    ],
-    "time": [
-        "ordered by",
-        "order by",
-        "sorted by",
-        "split by",
-        "in order of",
-        "over time by",
-        "time column",
-        "in the order of",
-    ],
-    "other": [
-        "within",
-        "in under",
-        "in less than",
-        "at most",
-        "optimise",
-        "optimize",
-        "optimising",
-        "optimizing",
-        "maximise",
-        "maximize",
-        "minimise",
-        "minimize",
-        "maximising",
-        "maximizing",
-        "minimising",
-        "minimizing",
-        "report",
-        "and report",
-        "and show",
-        "and tell",
-        "show",
-        "measured by",
-        "scored by",
-        "evaluate",
-        "evaluated",
-        "positive class",
-        "treat",
-        "budget",
-        "because",
-        "so that",
-        "in order to",
-        "so we can",
-        "so i can",
-        "in at most",
-        "in no more than",
-        "no more than",
-        "take at most",
-        "aim for",
-        "target metric",
-        "as the metric",
-        "the metric",
-    ],
-}
+_OPENERS = """
+target: predict; predicts; predicting; predicted; prediction of; predictor of; predictors of; predictive of;
+    estimate; estimates; estimating; classify; classifying; forecast; forecasting; determine; determines;
+    determining; identify; detect; detecting; guess; infer; recognise; recognize; anticipate; model;
+    modelling; modeling; explain; explains; explaining; drive; drives; driving; drivers of; driver of;
+    affect; affects; affecting; influence; influences; influencing; cause; causes; causes of; lead to; leads
+    to; contribute to; contributes to; associated with; related to; correlated with; correlates with;
+    correlate with; factors behind; behind; factors for; factors of; effect on; effects on; impact on;
+    influence on; impacts; impact; responsible for; important for; matters for; matter for; matter most for;
+    why; likelihood of; probability of; risk of; chance of; figure out; find out; know; tell; understand;
+    increase; decrease; raise; lower
+features: from; using; use; based on; given; with; knowing; by using; by means of; on the basis of; depending on;
+    in terms of; effect of; effects of; impact of; influence of; role of; as a function of; function of; as features; from the features
+drop: without; without using; ignore; ignoring; exclude; excluding; drop; dropping; except; except for; leave
+    out; leaving out; but not; do not use; don t use; not using; do not include; don t include; remove;
+    removing; other than; never use
+keep: use only; using only; only use; only using; based only on; only from; from only; keep only; only with;
+    with only; only keep; only the columns; just use; using just; solely from; solely on
+group: grouped by; group by; grouping by; groups are in; keep together rows of the same; rows of the same; the
+    same; split by group
+time: ordered by; order by; sorted by; split by; in order of; over time by; time column; in the order of
+other: within; in under; in less than; at most; optimise; optimize; optimising; optimizing; maximise; maximize;
+    minimise; minimize; maximising; maximizing; minimising; minimizing; report; and report; and show; and
+    tell; show; measured by; scored by; evaluate; evaluated; positive class; treat; budget; because; so that;
+    in order to; so we can; so i can; in at most; in no more than; no more than; take at most; aim for;
+    target metric; as the metric; the metric
+"""
 _STOPS = (";", ".", "?", "!")
 
 
@@ -290,14 +103,19 @@ def _of_something(words: Sequence[str], at: int) -> bool:
     return any(noun in recent for noun in ("effect", "effects", "impact", "influence", "role")) and words[at] == "on"
 
 
-_BY_WORDS: dict[tuple[str, ...], Zone] = {
-    tuple(phrase.split()): zone for zone, phrases in _OPENERS.items() for phrase in phrases
-}
+def _openers(text: str) -> dict[tuple[str, ...], Zone]:
+    found: dict[tuple[str, ...], Zone] = {}
+    for zone, phrases in re.findall(r"^(\w+): ((?:.+\n)(?: +.+\n)*)", text, re.MULTILINE):
+        found.update({tuple(phrase.split()): zone for phrase in phrases.split(";")})
+    return found
+
+
+_BY_WORDS = _openers(_OPENERS)
 _LONGEST = 5  # words of an opener
 
 
 def _opener(words: Sequence[str], at: int) -> tuple[int, Zone | None]:
-    for size in range(_LONGEST, 0, -1):
+    for size in range(min(_LONGEST, len(words) - at), 0, -1):
         zone = _BY_WORDS.get(tuple(words[at : at + size]))
         if zone:
             return size, zone

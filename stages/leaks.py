@@ -78,8 +78,10 @@ def _guessed(found: Look, given: "pd.Series[Any]", truth: Floats, at: Codes) -> 
 def _numbers(found: Look, given: "pd.Series[Any]") -> Floats:
     if found.role == "DATETIME":
         moments = dates(given, found.parse)
-        return np.where(moments.isna(), np.nan, moments.astype("int64").to_numpy(np.float64))
-    return numbers(given, found.parse).to_numpy(np.float64)
+        seconds: Floats = moments.astype("int64").to_numpy(np.float64)
+        return np.where(moments.isna().to_numpy(), np.nan, seconds)
+    values: Floats = numbers(given, found.parse).to_numpy(np.float64)
+    return values
 
 
 def _by_tree(values: Floats, truth: Floats, asked: Floats) -> Floats:
@@ -134,8 +136,10 @@ def suspects(found: Mapping[str, Strength], target: Target) -> Iterator[Issue]:
 
 def _how_well(each: Strength) -> str:
     if each.measure == "r2":
-        return f"nearly exactly ({100 * each.score:.1f} % of what varies)"
-    return f"nearly always right (area under the ROC curve {each.score:.3f} of 1)"
+        exactly = "nearly exactly" if each.score > STRONG["r2"] else "rather well"
+        return f"{exactly} ({100 * each.score:.1f} % of what varies)"
+    often = "nearly always" if each.score > STRONG["auc"] else "very often"
+    return f"{often} right (area under the ROC curve {each.score:.3f} of 1)"
 
 
 def _named_like(name: str, target: str) -> bool:

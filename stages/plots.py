@@ -13,7 +13,7 @@ WIDTH, HEIGHT, DPI = 9.0, 6.0, 100  # inches, inches, dots an inch: 900 x 600
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")  # Okabe and Ito
 GREY = "#777777"
 LABEL = 28  # characters of a label at an axis
-STYLE = {
+STYLE: Any = {  # matplotlib's type lists every setting it has
     "text.parse_math": False,  # a dollar sign in a name is no formula
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -21,7 +21,6 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 11,
-    "svg.hashsalt": "",
 }
 
 

@@ -17,6 +17,7 @@ OK, FAILED, SKIPPED = "OK", "FAILED", "SKIPPED_BUDGET"
 CACHED_BYTES = 192 * 2**20  # of encoded folds that are kept for the next candidates
 MAX_ERROR = 160  # characters of what a library said
 MS = 1000.0
+CALL_ROWS = 1_000  # what `predict_ms` is about: one call, with so many rows at most
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class Trial:
         scores: of each fold, in order.
         predicted: for each fold, what it said of that fold's rows: probabilities or numbers.
         fit_s: processor seconds of each fold's fit, encoding included.
-        predict_ms: milliseconds of processor time for 1,000 rows, encoding included, of each fold.
+        predict_ms: milliseconds of processor time of a call with CALL_ROWS at most, encoding included, of each fold.
     """
 
     candidate: Mapping[str, Any]
@@ -70,7 +71,6 @@ class Search:
     Args:
         plan: the whole result of PREPROCESS.
         folds: on how many each is tried.
-        fit_s: forecast of the last fit of a candidate on all rows, in seconds.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Search:
             raise  # the run is cancelled or out of time
         except MemoryError:
             trial.status, trial.error = FAILED, "It needs more memory than the run may use."
-        except Exception as error:  # noqa: BLE001 - a library may raise anything; the other candidates go on
+        except Exception as error:
             trial.status, trial.error = FAILED, _plain(error)
         else:
             self.budget.learn(forecast, cpu_seconds() - before)
@@ -169,7 +169,7 @@ class Search:
         trial.scores.append(scoring.value(self.metric.name, y, predicted, self.classes, positive))
         trial.predicted.append(predicted.astype("float32" if self.classes else "float64"))
         trial.fit_s.append(fit_s + encoded.fit_s)
-        trial.predict_ms.append(predict_s * MS * MS / len(judged))
+        trial.predict_ms.append(predict_s * MS * min(1.0, CALL_ROWS / len(judged)))
 
     def _encoded(self, candidate: Mapping[str, Any], place: int) -> Encoded:
         """Returns a fold encoded for a candidate; the encoder has seen only the rows that are learned from."""
@@ -237,5 +237,3 @@ def predictions(model: Any, x: Any, classes: Sequence[str]) -> Numbers:
 def _plain(error: Exception) -> str:
     said = " ".join(str(error).split())[:MAX_ERROR]
     return f"{type(error).__name__}: {said}" if "/" not in said else type(error).__name__
-
-

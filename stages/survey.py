@@ -1,10 +1,11 @@
 """One pass over the columns of a table, one column in memory at a time, and what is kept of it."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 
 from stages.columns import Look, Role, Series, look
@@ -57,6 +58,10 @@ class Table:
         """Reads one column."""
         read: Series = self._file.read(columns=[name]).column(0).to_pandas()
         return read.rename(name)
+
+    def frame(self, names: Sequence[str]) -> pd.DataFrame:
+        """Reads some columns."""
+        return pd.DataFrame({name: self.column(name) for name in names})
 
     def survey(
         self,
@@ -133,4 +138,4 @@ def as_role(seen: Look, role: str) -> Look:
         parse = {"clutter": True, "decimal": seen.parse.get("decimal", ".")}
     elif role in ("DATETIME", "CATEGORY", "BOOL", "NUMERIC") and seen.kind in ("date", "bool", "text"):
         parse = {key: value for key, value in seen.parse.items() if key in ("truth", "format")}
-    return replace(seen, role=role, parse=parse, why="you chose so")  # type: ignore[arg-type]
+    return replace(seen, role=next(each for each in options if each == role), parse=parse, why="you chose so")

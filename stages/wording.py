@@ -27,6 +27,8 @@ def several(names: Sequence[Any], most: int = LISTED) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """Returns a share in percent: "12 %", "under 1 %"."""
+    """Returns a share in percent: "12 %", "under 1 %", "over 99 %"."""
     percent = 100 * part / whole if whole else 0.0
+    if 99 < percent < 100:
+        return "over 99 %"
     return "under 1 %" if 0 < percent < 1 else f"{percent:.0f} %"

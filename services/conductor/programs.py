@@ -1,7 +1,6 @@
 """Reads which program does which stage of a run: `stages.yaml`, or the operator's file in its place."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from conductor.v1 import project_pb2
 from services.common.config import ConfigError
 
 Stage = project_pb2.Stage
+OURS = Path(__file__).with_name("stages.yaml")
 SECONDS = ("wall_time", "cpu_time")
 KEYS = frozenset({"program", "env", "gate", "memory_mb", "threads", "report", *SECONDS})
 MAX_SECONDS = 3600
@@ -28,7 +28,7 @@ def load(path: Path | None) -> Sequence[project_pb2.StageProgram]:
     """
     shown = "stages.yaml" if path is None else f"CONDUCTOR_STAGES={str(path)!r}"
     try:
-        text = _own() if path is None else path.read_text()
+        text = (OURS if path is None else path).read_text()
         document = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{shown} cannot be read: {error}") from None
@@ -36,10 +36,6 @@ def load(path: Path | None) -> Sequence[project_pb2.StageProgram]:
     if not isinstance(document, dict) or set(document) != set(names):
         raise ConfigError(f"{shown} must name each of {', '.join(names)} and nothing else.")
     return tuple(_program(f"{shown}, {name}", Stage.Value(f"STAGE_{name}"), document[name]) for name in names)
-
-
-def _own() -> str:
-    return (resources.files("services.conductor") / "stages.yaml").read_text()
 
 
 def _program(where: str, stage: "project_pb2.Stage.ValueType", given: Any) -> project_pb2.StageProgram:

@@ -109,15 +109,15 @@ def build(setting: Setting) -> None:
     os.mkdir(_BASE + _OLD)
     kernel.call(_PIVOT_ROOT[os.uname().machine], _BASE.encode(), (_BASE + _OLD).encode())
     os.chdir("/")
-    for path, _ in setting["paths"]:
+    os.mkdir("/tmp", 0o700)  # noqa: S108
+    executable = 0 if setting["workspace_execute"] else _NOEXEC
+    kernel.mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | executable, _SCRATCH)  # noqa: S108
+    for path, _ in setting["paths"]:  # after /tmp, where some of them may be
         if not path.startswith("/dev/") and not os.path.lexists(path):  # a file in a folder is there with the folder
             _show(path)
     _devices()
     os.mkdir(PROC, 0o555)
     kernel.mount("proc", PROC, "proc", _NOSUID | _NODEV | _NOEXEC, None)
-    os.mkdir("/tmp", 0o700)  # noqa: S108
-    executable = 0 if setting["workspace_execute"] else _NOEXEC
-    kernel.mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | executable, _SCRATCH)  # noqa: S108
     kernel.sethostname(b"sandbox")
 
 

@@ -9,6 +9,7 @@ Needs the packages in requirements.lock, and preparing.py beside it.
 import argparse
 import csv
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,9 +175,12 @@ def read(path: Path, schema: Mapping[str, Any]) -> pd.DataFrame:
     raw = path.read_bytes()
     if raw.startswith(b"PAR1"):
         try:
-            return pd.read_parquet(path)
+            frame = pd.read_parquet(path).reset_index(drop=True)
         except (ValueError, OSError):  # what pyarrow raises for a broken file
             raise Unusable(f"{path} is a Parquet file that cannot be read.") from None
+        if not len(frame):
+            raise Unusable(f"{path} has no rows.")
+        return frame.set_axis(names_of([str(name) for name in frame.columns], schema["columns"]), axis=1)
     text = decoded(raw, path, schema["reading"].get("encoding"))
     if not text.strip():
         raise Unusable(f"{path} is empty.")
@@ -225,7 +229,7 @@ def table(text: str, path: Path, schema: Mapping[str, Any]) -> pd.DataFrame:
 def heading(text: str, schema: Mapping[str, Any]) -> tuple[list[str], str]:
     """Returns the cells of the first line, and the delimiter that finds most of the model's columns there."""
     usual = schema["reading"].get("delimiter") or ","
-    found = {each: next(csv.reader(text.splitlines(keepends=True), delimiter=each), []) for each in (usual, *DELIMITERS)}
+    found = {each: next(csv.reader(io.StringIO(text, newline=""), delimiter=each), []) for each in (usual, *DELIMITERS)}
     wanted = {each["name"] for each in schema["columns"]}
     best = max(found, key=lambda each: len(wanted & set(names_of(found[each], schema["columns"]))))
     return found[best], best
@@ -233,7 +237,7 @@ def heading(text: str, schema: Mapping[str, Any]) -> tuple[list[str], str]:
 
 def cells(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields each line that is not blank, with its number."""
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if row:
@@ -251,7 +255,8 @@ def names_of(given: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> list
     named: list[str] = []
     for cell in given:
         free = [name for name in waiting.get(" ".join(cell.split()), []) if name not in named]
-        named.append(free[0] if free else cell)
+        name = free[0] if free else cell
+        named.append(name if name not in named else f"{cell} (column {len(named) + 1})")
     return named
 
 

@@ -1,0 +1,255 @@
+"""PREPROCESS: a plan for every column, and the split into rows that train and rows that test. Nothing is fitted here.
+
+`python -m stages.preprocess ENVELOPE.json`, see stages/contract.py. Reads what the stages before left. The plan is
+carried out by stages/preparing.py, inside the model. Edits: actions.<column>, split, split_column, test_share, folds.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from stages.choices import Choices, bad
+from stages.contract import Action, Artifact, Envelope, Failed, Issue, Progress, Result, Room, main
+from stages.plan import Proposal, Step, changed
+from stages.preparing import dates, target_of
+from stages.rows import Hashes, mixed, ordinary
+from stages.splitting import KINDS, TEST, TRAIN, Parts, groups_of, split, split_by_time
+from stages.survey import Table
+from stages.targets import FOLDS, LEAST_FOLDS, LEAST_OF_CLASS, LEAST_ROWS
+from stages.typed import MISSING_AMONG_NUMBERS
+from stages.wording import counted, quoted, several
+
+TEST_SHARE = 0.25
+LEAST_SHARE, MOST_SHARE = 0.05, 0.5
+MOST_FOLDS = 10
+MANY_ROWS = 20_000  # from which fewer folds say as much
+FOLDS_OF_MANY = 3
+OFFERED = 300  # columns whose action can be changed
+LONGEST_NAME = 200  # characters of a column's name that a choice can carry
+NAMED = 3  # dropped columns in the summary
+SPLIT = "split.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the rows are to be split."""
+
+    kind: str
+    share: float
+    folds: int
+    column: str | None = None
+
+
+def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
+    """Does the stage's work. Raises Failed, code as in docs/stages.md."""
+    intent, profile = room.result_of("PARSE_INTENT"), room.result_of("PROFILE_DATA")
+    source = room.result_of("DATA_SOURCE")
+    table = Table(room.of("DATA_SOURCE", "data.parquet"), source)
+    if not profile.get("target"):
+        text = "No target has been chosen yet. Choose it in PROFILE_DATA."
+        raise Failed("TARGET_AMBIGUOUS", text, suggestion="Go back to PROFILE_DATA and choose what to predict.")
+    choices = Choices(envelope.edits)
+    progress.tell(5, "planning", always=True)
+    steps = _steps(intent, profile, table, choices)
+    features = [step.column for step in steps if step.action != "DROP"]
+    if not features:
+        text = "Every column is left out: there is nothing to predict from."
+        raise Failed("NO_FEATURES", text, suggestion="Keep at least one column.")
+    plan = _plan(profile, source, steps, features)
+    target, dropped = _usable(target_of(table.frame([plan["target"]]), plan), plan)
+    cut = _cut(choices, intent, profile, table, target)
+    choices.done()
+    progress.tell(40, "splitting", always=True)
+    parts = _parts(cut, target, table, profile, envelope.seed)
+    _refuse_empty(parts, target, plan)
+    parts.frame().to_parquet(room.path(SPLIT), index=False)
+    plan |= {"split": _split(cut, parts, envelope.seed), "dropped_rows": dropped}
+    artifact = Artifact(SPLIT, "application/vnd.apache.parquet", "Which rows train and which test")
+    return Result(_summary(plan, steps), plan, list(_actions(steps, cut, table)), _issues(steps), [artifact])
+
+
+def _steps(intent: Mapping[str, Any], profile: Mapping[str, Any], table: Table, choices: Choices) -> list[Step]:
+    target, group = profile["target"]["column"], intent.get("group") or profile.get("group")
+    proposal = Proposal(profile, intent.get("drop") or (), intent.get("keep_only") or ())
+    steps = [
+        proposal.step(column, table.originals[column["name"]], group)
+        for column in profile["columns"]
+        if column["name"] != target
+    ]
+    chosen = choices.of_columns("actions", [step.column for step in steps])
+    return [changed(step, chosen[step.column]) if step.column in chosen else step for step in steps]
+
+
+def _plan(
+    profile: Mapping[str, Any], source: Mapping[str, Any], steps: Sequence[Step], features: list[str]
+) -> dict[str, Any]:
+    target = profile["target"]
+    # Those that mean missing among numbers alone may be values of a text; a number they are not, so they go anyway.
+    markers = [marker for marker in source.get("null_markers") or () if marker not in MISSING_AMONG_NUMBERS]
+    return {
+        "target": target["column"],
+        "task": target["task"],
+        "positive_class": target.get("positive_class"),
+        "classes": None,
+        "target_parse": {"parse": target["parse"]},
+        "plan": [step.to_json() for step in steps],
+        "features": features,
+        "features_est": sum(step.width for step in steps),
+        "null_markers": markers,
+    }
+
+
+def _usable(target: "pd.Series[Any]", plan: dict[str, Any]) -> tuple["pd.Series[Any]", list[dict[str, Any]]]:
+    """Returns the target of the rows that can be used, and how many rows are left out, for which reasons."""
+    known = target.dropna()
+    dropped = [{"reason": f"no value of {quoted(plan['target'])}", "n": len(target) - len(known)}]
+    if plan["task"] != "regression":
+        counts = known.value_counts()
+        for name in sorted(counts.index[counts < LEAST_OF_CLASS]):
+            reason = f"the class {quoted(name)} has fewer than {LEAST_OF_CLASS} rows"
+            dropped.append({"reason": reason, "n": int(counts[name])})
+        known = known[known.map(counts) >= LEAST_OF_CLASS]
+        plan["classes"] = sorted(str(name) for name in known.unique())
+    if len(known) < LEAST_ROWS:
+        text = f"Only {counted(len(known), 'row')} are left; at least {LEAST_ROWS} are needed."
+        raise Failed("TOO_FEW_ROWS", text, count=len(known), suggestion="Bring more rows.")
+    return known, [reason for reason in dropped if reason["n"]]
+
+
+def _cut(
+    choices: Choices, intent: Mapping[str, Any], profile: Mapping[str, Any], table: Table, target: "pd.Series[Any]"
+) -> Cut:
+    classes = profile["target"]["task"] != "regression"
+    group, time = intent.get("group") or profile.get("group"), intent.get("time")
+    usual = "TIME" if time else "GROUP" if group else "STRATIFIED" if classes else "RANDOM"
+    kind = choices.text("split", KINDS) or usual
+    if kind == "STRATIFIED" and not classes:
+        raise bad("split", kind, "Only classes can be spread evenly; choose RANDOM for numbers.")
+    names = [name for name in table.kinds if name != profile["target"]["column"]]
+    column = choices.text("split_column", names)
+    by_kind = {"GROUP": group, "TIME": time or _first_date(profile)}
+    column = (column or by_kind[kind]) if kind in by_kind else None
+    if kind in by_kind and column not in names:
+        raise bad("split", kind, "Choose the column to split by as well (split_column).")
+    share = choices.number("test_share", LEAST_SHARE, MOST_SHARE) or TEST_SHARE
+    folds = choices.number("folds", 2, MOST_FOLDS)
+    return Cut(kind, share, int(folds) if folds else _folds(target, share, classes), column)
+
+
+def _first_date(profile: Mapping[str, Any]) -> str | None:
+    return next((column["name"] for column in profile["columns"] if column["role"] == "DATETIME"), None)
+
+
+def _folds(target: "pd.Series[Any]", share: float, classes: bool) -> int:
+    if len(target) >= MANY_ROWS:
+        return FOLDS_OF_MANY
+    smallest = target.value_counts().min() if classes else len(target)
+    return int(min(FOLDS, max(LEAST_FOLDS, smallest * (1 - share) // 2)))
+
+
+def _parts(cut: Cut, target: "pd.Series[Any]", table: Table, profile: Mapping[str, Any], seed: int) -> Parts:
+    used = target.index.to_numpy(np.int64)
+    if cut.kind == "TIME" and cut.column:
+        moments = _moments(table, cut.column, profile).iloc[used]
+        return split_by_time(used, table.rows, moments, cut.share, cut.folds)
+    together: list[npt.NDArray[Any]] = []
+    hashes = _hashes(table, profile)
+    if hashes is not None and len(np.unique(hashes)) < len(hashes) and not ordinary(hashes):
+        together.append(hashes[used])
+    if cut.kind == "GROUP" and cut.column:
+        together.append(pd.factorize(table.column(cut.column), use_na_sentinel=False)[0][used])
+    strata = np.zeros(len(used), np.int64)
+    if profile["target"]["task"] != "regression" and cut.kind != "RANDOM":
+        strata = np.unique(target.to_numpy(object).astype(str), return_inverse=True)[1].reshape(-1)
+    return split(used, table.rows, strata, groups_of(together), cut.share, cut.folds, seed)
+
+
+def _moments(table: Table, name: str, profile: Mapping[str, Any]) -> "pd.Series[Any]":
+    column = next(column for column in profile["columns"] if column["name"] == name)
+    values = table.column(name)
+    return dates(values, column["parse"]) if column["role"] == "DATETIME" else values
+
+
+def _hashes(table: Table, profile: Mapping[str, Any]) -> Hashes | None:
+    hashes: Hashes | None = None
+    for column in profile["columns"]:
+        if column["role"] not in ("ID", "CONSTANT"):
+            hashes = mixed(hashes, table.column(column["name"]))
+    return hashes
+
+
+def _refuse_empty(parts: Parts, target: "pd.Series[Any]", plan: Mapping[str, Any]) -> None:
+    for part, where in ((TRAIN, "to learn from"), (TEST, "to test on")):
+        rows = target.loc[np.flatnonzero(parts.part == part)]
+        if len(rows) < LEAST_ROWS / 5:
+            text = f"Only {counted(len(rows), 'row')} are left {where} with this split."
+            raise Failed("TOO_FEW_ROWS", text, count=len(rows), suggestion="Choose another kind of split or share.")
+        if part == TRAIN and plan["task"] != "regression" and rows.nunique() < len(plan["classes"]):
+            missing = sorted(set(plan["classes"]) - set(rows.unique()))
+            text = f"No row of {several(missing)} is left to learn from with this split."
+            raise Failed("TOO_FEW_ROWS", text, value=missing[0][:80], suggestion="Choose another kind of split.")
+
+
+def _split(cut: Cut, parts: Parts, seed: int) -> dict[str, Any]:
+    figures = {"kind": cut.kind, "test_share": cut.share, "folds": cut.folds, "column": cut.column, "seed": seed}
+    return figures | {"n_train": parts.count(TRAIN), "n_test": parts.count(TEST)}
+
+
+def _summary(plan: Mapping[str, Any], steps: Sequence[Step]) -> str:
+    cut = plan["split"]
+    ways = {
+        "STRATIFIED": "by chance, each class evenly",
+        "RANDOM": "by chance",
+        "GROUP": f"by {quoted(cut['column'])}, which stays together",
+        "TIME": f"by {quoted(cut['column'])}, the latest rows to test",
+    }
+    told = f"{counted(len(plan['features']), 'column')} will be used. {cut['n_train']:,} rows to learn from and "
+    told += f"{cut['n_test']:,} to test on at the end, divided {ways[cut['kind']]}."
+    for row in plan["dropped_rows"]:
+        told += f" {counted(row['n'], 'row')} left out: {row['reason']}."
+    out = [step for step in steps if step.action == "DROP"]
+    if out:
+        told += f" Left out: {several([step.column for step in out])}."
+        told += "".join(f" {quoted(step.column)}: {step.reason}" for step in out[:NAMED])
+    return told
+
+
+def _issues(steps: Sequence[Step]) -> list[Issue]:
+    advice = "Choose another action for it if you want to keep it."
+    return [
+        Issue(
+            step.issue,
+            "WARN" if step.issue in ("LEAKAGE_SUSPECT", "ID_COLUMN", "GROUPED_ROWS") else "INFO",
+            f"{quoted(step.column)} is left out. {step.reason}",
+            column=step.column,
+            suggestion=advice,
+        )
+        for step in steps
+        if step.issue and step.action == "DROP"
+    ]
+
+
+def _actions(steps: Sequence[Step], cut: Cut, table: Table) -> Iterator[Action]:
+    yield Action("confirm", "Go on with this plan", "CONFIRM")
+    offered = [step for step in steps if len(step.column) <= LONGEST_NAME and len(step.options) > 1]
+    # Those that are left out come first: they are what a person should look at.
+    for place, step in enumerate(sorted(offered, key=lambda step: step.action != "DROP")[:OFFERED]):
+        label, name = f"What to do with {quoted(step.column)}", f"actions.{step.column}"
+        yield Action(f"action-{place}", label, "CHOOSE", name, step.options, step.action)
+    yield Action("split", "How rows to test on are picked", "CHOOSE", "split", KINDS, cut.kind)
+    names = tuple(name for name in table.kinds if len(name) <= LONGEST_NAME)[:OFFERED]
+    yield Action("split-column", "Column to split by (GROUP and TIME)", "CHOOSE", "split_column", names, cut.column)
+    share = "Share of the rows to test on"
+    yield Action("test-share", share, "EDIT", "test_share", (), cut.share, LEAST_SHARE, MOST_SHARE)
+    yield Action("folds", "Folds of the cross-validation", "EDIT", "folds", (), cut.folds, 2, MOST_FOLDS)
+    yield Action("back-profile", "Change target, task or roles", "BACK", "PROFILE_DATA")
+    yield Action("back-data", "Choose or read the data differently", "BACK", "DATA_SOURCE")
+    yield Action("abort", "End the run", "ABORT")
+
+
+if __name__ == "__main__":
+    main(work)
