@@ -18,7 +18,7 @@ from stages.shown import plain
 ROWS = 200  # that are averaged over
 POINTS = 12  # of a number or a date
 LEVELS = 8  # of a category, the most frequent ones
-STEADY = 0.85  # share of all movement that goes one way, for "rises" or "falls"
+STEADY = 0.85  # rank correlation of value and prediction, for "rises" or "falls"
 FLAT = 0.02  # of the spread of predictions: a movement below it is none
 MAX_LEVEL = 40  # characters of a level's name in a sentence
 
@@ -92,10 +92,10 @@ def _direction(curve: Vector, spread: float, ordered: bool) -> str:
         return "FLAT"
     if not ordered:
         return "LEVELS"
-    steps = np.diff(curve)
-    up = steps[steps > 0].sum() / np.abs(steps).sum()
-    if up >= STEADY or up <= 1 - STEADY:
-        return "RISES" if up >= STEADY else "FALLS"
+    ranks = np.argsort(np.argsort(curve, kind="stable"), kind="stable")
+    together = float(np.corrcoef(ranks, np.arange(len(curve)))[0, 1])  # Spearman's rank correlation
+    if abs(together) >= STEADY and (curve[-1] - curve[0]) * together > 0:
+        return "RISES" if together > 0 else "FALLS"
     last = len(curve) - 1
     if 0 < curve.argmax() < last and max(curve[0], curve[-1]) - curve.min() < 0.7 * np.ptp(curve):
         return "PEAK"

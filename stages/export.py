@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from stages import card
+from stages import card, folding
 from stages.bundling import BUNDLE, copy_programs, pack, write_skops
 from stages.contract import Action, Artifact, Envelope, Failed, Issue, Json, Progress, Result, Room, main
 from stages.judging import Draw, metrics_of
@@ -78,7 +79,7 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     types = _write_models(room, trial, wishes, issues)
     formats = tuple(each for each in FORMATS if room.path(MODEL_FILES[each]).exists())
     schema = _schema(trial, source, reviewed, wishes, types)
-    names = [MODEL_FILES[each] for each in formats] + _write_rest(room, trial, schema, reviewed, wishes)
+    names = [MODEL_FILES[each] for each in formats] + _write_rest(room, trial, schema, reviewed, wishes, envelope.seed)
     files = pack(room.own, names)
     progress.tell(40, "proving", "predictions of the bundle in a fresh process", always=True)
     proof = prove(room.own, trial, schema, formats)
@@ -211,7 +212,7 @@ def _markers(trial: Trial, source: Mapping[str, Json]) -> list[str]:
 
 
 def _write_rest(
-    room: Room, trial: Trial, schema: dict[str, Json], reviewed: Mapping[str, Json], wishes: Wishes
+    room: Room, trial: Trial, schema: dict[str, Json], reviewed: Mapping[str, Json], wishes: Wishes, seed: int
 ) -> list[str]:
     packages = [str(name) for name in (trial.trained["chosen"].get("packages") or [])]
     texts = {
@@ -221,15 +222,25 @@ def _write_rest(
     }
     for name, text in texts.items():
         room.path(name).write_text(text, encoding="utf-8")
-    shutil.copyfile(room.of("PREPROCESS", "split.parquet"), room.path("split.parquet"))
+    _write_split(room, trial, seed)
     return [*texts, "split.parquet", *copy_programs(room.own)]
+
+
+def _write_split(room: Room, trial: Trial, seed: int) -> None:
+    """Writes which rows the model was fitted on and tested on; a small budget may have left some of the first out."""
+    split = pd.read_parquet(room.of("PREPROCESS", "split.parquet"))
+    learned = int(trial.trained.get("rows") or len(trial.train))
+    if learned < len(trial.train):
+        kept = folding.read(room, trial.plan).sample(learned, seed).row
+        split["part"] = split["part"].mask((split["part"] == "train") & ~split["row"].isin(kept), "unused")
+    split.to_parquet(room.path("split.parquet"), index=False)
 
 
 def _again(room: Room, trial: Trial, schema: Mapping[str, Json], issues: list[Issue]) -> Json:
     """Trains again with the exported program when that is cheap; returns what it gave, None when it was not done."""
-    board = {row.get("id"): row for row in trial.trained.get("leaderboard", [])}
-    spent = sum(row.get("fit_cpu_s") or 0.0 for row in board.values())
-    if spent > CHEAP_S:
+    members = trial.trained["chosen"].get("weights") or {trial.trained["chosen"].get("id"): 1.0}
+    board = [row for row in trial.trained.get("leaderboard", []) if row.get("id") in members]
+    if sum((row.get("fit_cpu_s") or 0.0) / max(1, (row.get("folds") or 1) - 1) for row in board) > CHEAP_S:
         return None
     told = reproduce(room.own, room.of("DATA_SOURCE", "data.parquet"))
     if not told["same"]:

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from stages import judged_plots
-from stages.contract import Action, Artifact, Envelope, Failed, Issue, Json, Progress, Result, Room, main
+from stages.choices import Choices
+from stages.contract import Action, Artifact, Envelope, Issue, Json, Progress, Result, Room, main
 from stages.effects import Effect, effect, figure
 from stages.explaining import Measured, importance
 from stages.judging import Case, Draw, Judged, calibration, guessing, judge, metrics_of, per_class
 from stages.shown import plain
-from stages.thresholds import DEFAULT, Choice, choices, suggested
+from stages.thresholds import DEFAULT, LEAST, MOST, Choice, suggested, table_of
 from stages.trial import LOOKS, Trial, load, look
 from stages.verdict import NAMES, Ruling, badly_calibrated, rule
 from stages.wording import quoted
@@ -31,7 +32,10 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     progress.tell(0, "reading", always=True)
     trial = load(room)
     profile = room.result_of("PROFILE_DATA")
-    chosen = _edits(envelope, trial)
+    choices = Choices(envelope.edits)
+    chosen = _threshold(choices, trial)
+    accepted = choices.text(ACCEPT, (ACCEPT,)) == ACCEPT
+    choices.done()
     threshold = DEFAULT if chosen is None else chosen
     frame, truth = trial.prepared(trial.test), trial.truth(trial.test)
     looks = look(room, trial, chosen)
@@ -44,7 +48,7 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     measured = _importance(trial, frame, truth, envelope)
     effects = _effects(trial, frame, measured, envelope.seed)
     progress.tell(80, "drawing", always=True)
-    table = choices(trial, room)
+    table = table_of(trial, room)
     result: dict[str, Json] = {
         "test": {"metric": trial.metric, **_figure(found.metrics[trial.metric]), "n": len(truth)},
         "higher_better": trial.higher_better,
@@ -60,36 +64,19 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
         "verdict": ruling.verdict,
         "verdict_words": ruling.words,
         "caveats": [*ruling.caveats, *filter(None, [_calibration_caveat(trial, case)])],
-        "accepted": envelope.edits.get(ACCEPT) == ACCEPT,
+        "accepted": accepted,
         "opened": {"rows": len(truth), "rows_sha256": looks.rows_sha256, "model_sha256": trial.model_sha256}
         | {"models_judged": looks.models, "thresholds_looked_at": looks.thresholds},
     }
     artifacts = _draw(room, trial, case, measured, effects)
     summary = _summary(ruling, measured)
-    actions = _actions(trial, ruling, table, threshold, accepted=result["accepted"])
+    actions = _actions(trial, ruling, measured, table, threshold, accepted=accepted)
     return Result(summary, result, actions, _issues(ruling, chosen, looks.thresholds), artifacts)
 
 
-def _edits(envelope: Envelope, trial: Trial) -> float | None:
+def _threshold(choices: Choices, trial: Trial) -> float | None:
     """Returns the threshold a person chose. Raises Failed with BAD_EDIT."""
-    for name, given in envelope.edits.items():
-        if name == ACCEPT and given in (ACCEPT, True):
-            continue
-        if name != "threshold" or trial.positive < 0:
-            shown = plain(str(name))
-            advice = "Choose among what the gate offers."
-            raise Failed("BAD_EDIT", f"{shown} cannot be changed here, or not to that.", value=shown, suggestion=advice)
-    given = envelope.edits.get("threshold")
-    if given is None:
-        return None
-    try:
-        number = float("nan") if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not 0 < number < 1:
-        advice = "Choose a probability, for example 0.3."
-        raise Failed("BAD_EDIT", "threshold must be a number between 0 and 1.", value="threshold", suggestion=advice)
-    return number
+    return choices.number("threshold", LEAST, MOST) if trial.positive >= 0 else None
 
 
 def _groups(trial: Trial) -> "np.ndarray[Any, Any] | None":
@@ -234,7 +221,7 @@ def _issues(ruling: Ruling, chosen: float | None, thresholds: int) -> list[Issue
 
 
 def _actions(
-    trial: Trial, ruling: Ruling, table: Sequence[Choice], threshold: float, *, accepted: bool
+    trial: Trial, ruling: Ruling, measured: Measured, table: Sequence[Choice], threshold: float, *, accepted: bool
 ) -> list[Action]:
     offered = [Action("confirm", "Accept this model and export it", "CONFIRM")]
     if ruling.verdict == "SUSPICIOUS" and not accepted:
@@ -244,8 +231,8 @@ def _actions(
         name, best = plain(trial.classes[trial.positive], 60), suggested(table)
         hint = f"; {figure(best)} balances best on training rows" if best is not None else ""
         label = f"Least probability that is called {name}{hint}"
-        offered.append(Action("threshold", label, "EDIT", "threshold", default=threshold, minimum=0.001, maximum=0.999))
-    drop = ruling.tellers or tuple(trial.plan["features"][:1])
+        offered.append(Action("threshold", label, "EDIT", "threshold", default=threshold, minimum=LEAST, maximum=MOST))
+    drop = ruling.tellers or [each.column for each in measured.columns[-1:]] or trial.plan["features"][:1]
     label = f"Go back to PREPROCESS, for example to drop {plain(drop[0], 60)} (edit actions.{plain(drop[0], 60)})"
     return [
         *offered,

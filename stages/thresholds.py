@@ -11,6 +11,7 @@ from stages.judging import Case, Draw, metrics_of
 from stages.trial import Trial
 
 DEFAULT = 0.5
+LEAST, MOST = 0.001, 0.999
 GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -30,7 +31,7 @@ class Choice:
     called: float
 
 
-def choices(trial: Trial, room: Room) -> list[Choice]:
+def table_of(trial: Trial, room: Room) -> list[Choice]:
     """Returns what each threshold of GRID does, by TRAIN's predictions out of fold; none without two classes."""
     if trial.positive < 0:
         return []

@@ -19,7 +19,9 @@ from services.common.server import Service
 from services.conductor.__main__ import FULL_NAME, MAX_REQUEST_BYTES
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
+from services.conductor.intake import Intake
 from services.conductor.lease import Lease
+from services.conductor.programs import load as load_programs
 from services.conductor.router import GrpcRouter
 from services.conductor.state.task_state import TERMINAL
 from services.conductor.store.sqlite import SqliteStore
@@ -32,6 +34,7 @@ from tests.fakes import Workers
 grpc.aio.init_grpc_aio()
 
 PREFIXES = ("CONDUCTOR_", "RESEARCHER_", "TERMINAL_", "REPORT_WRITER_", "EDGE_")
+MAX_UPLOAD = 1024 * 1024  # bytes
 MARKDOWN = task_pb2.OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER
 
 
@@ -124,6 +127,7 @@ class Running:
 async def start_conductor(path: Path, workers: Workers, **options: Any) -> Running:
     """Starts a Conductor on a store file, as its composition root does."""
     store = options.pop("wrap", lambda real: real)(SqliteStore(path))
+    programs = options.pop("programs", None) or load_programs(None)
     heartbeat, max_streams = options.pop("heartbeat", 30.0), options.pop("max_streams", 100)
     router = GrpcRouter(workers.targets())
     defaults = {"clock": time.time_ns, "new_id": new_id, "instance": "test", "max_in_flight": 64, "max_queued": 1000}
@@ -133,7 +137,8 @@ async def start_conductor(path: Path, workers: Workers, **options: Any) -> Runni
     tail.on_read(actor.saw)
     await tail.start()
     service = Service("127.0.0.1:0", [FULL_NAME], MAX_REQUEST_BYTES)
-    api = ConductorApi(actor, Views(store), Subscriptions(store, tail, heartbeat, max_streams), router)
+    intake = Intake(router.keep_for, MAX_UPLOAD, new_id)
+    api = ConductorApi(actor, Views(store), Subscriptions(store, tail, heartbeat, max_streams), router, programs, intake)
     conductor_pb2_grpc.add_ConductorServicer_to_server(api, service.server)
     await actor.start()
     await service.start()

@@ -25,14 +25,16 @@ from services.common.server import Service
 from services.conductor.__main__ import FULL_NAME, MAX_REQUEST_BYTES
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
+from services.conductor.intake import Intake
 from services.conductor.lease import Lease
+from services.conductor.programs import load as load_programs
 from services.conductor.router import GrpcRouter
 from services.conductor.store.base import Append, Outcome, Store
 from services.conductor.store.engine import open_store
 from services.conductor.subscribe import Subscriptions, Tail
 from services.conductor.views import Views
 from tests import databases
-from tests.conftest import Running, until
+from tests.conftest import MAX_UPLOAD, Running, until
 from tests.fakes import Workers, hangs
 from tests.test_actor import submit
 
@@ -100,6 +102,7 @@ class Replica(Running):
 
 async def start_replica(url: str, name: str, lease: float = LEASE, **options: Any) -> Replica:
     """Starts a Conductor, as its composition root does."""
+    programs = options.pop("programs", None) or load_programs(None)
     workers = await Workers().start()
     cable = Cable(await open_store(url))
     router = GrpcRouter(workers.targets())
@@ -109,7 +112,8 @@ async def start_replica(url: str, name: str, lease: float = LEASE, **options: An
     tail.on_read(actor.saw)
     await tail.start()
     service = Service("127.0.0.1:0", [FULL_NAME], MAX_REQUEST_BYTES)
-    api = ConductorApi(actor, Views(cable), Subscriptions(cable, tail, 30.0, 100), router)
+    intake = Intake(router.keep_for, MAX_UPLOAD, new_id)
+    api = ConductorApi(actor, Views(cable), Subscriptions(cable, tail, 30.0, 100), router, programs, intake)
     conductor_pb2_grpc.add_ConductorServicer_to_server(api, service.server)
     await actor.start()
     await service.start()

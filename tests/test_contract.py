@@ -96,6 +96,7 @@ RELIED_ON = {
 # An answer's message that a request carries whole, from inside only: Conductor sends what workers have said.
 FROM_INSIDE = {"Finding", "Citation", "Locator", "Gap", "CommandRecord", "CommandResult", "Isolation", "Provenance"}
 FROM_INSIDE |= {"WorkerRun", "AnswerSentence", "SubQuestion", "Contradiction", "SearchedSource", "ResearchUsage"}
+FROM_INSIDE |= {"Run", "StageOutcome"}  # with all that is in them
 
 
 def file_set() -> descriptor_pb2.FileDescriptorSet:

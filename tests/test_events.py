@@ -45,6 +45,10 @@ NAMES = {
     "PLAN_PROPOSED": "plan_proposed",
     "PLAN_APPROVED": "plan_approved",
     "CONFIRMATION_ANSWERED": "confirmation_answered",
+    "RUN_STARTED": "run_started",
+    "STAGE_RESULT": "stage_result",
+    "RUN_ENDED": "run_ended",
+    "DATA_UPLOADED": "data_uploaded",
 }
 TERMINAL_TYPES = ("conductor.task.completed", "conductor.task.failed", "conductor.task.cancelled")
 PHASES = {"intake", "routing", "research", "terminal", "report", "done"}
