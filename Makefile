@@ -11,14 +11,15 @@ REPLICAS ?= 1
 WORKERS ?= 1
 ARGS ?=
 EXTRAS ?=
+STAGES ?=
 JOBS ?= 2
 
-.PHONY: help setup setup-dev gen format check breaking test test-all up down demo bench eval-research chaos clean
+.PHONY: help setup setup-dev gen format check breaking test test-all up down demo demo-data bench bench-stages eval-research chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.setup $(if $(EXTRAS),.venv/.setup-extras) ## Install what running needs into .venv; EXTRAS=1: meaning, re-ranking, models too
+setup: .venv/.setup $(if $(EXTRAS),.venv/.setup-extras) $(if $(STAGES),.venv/.setup-stages) ## Install what running needs; EXTRAS=1: meaning, re-ranking, models; STAGES=1: stages of data too
 
 setup-dev: .venv/.setup-dev ## Install what developing needs as well
 
@@ -29,6 +30,10 @@ setup-dev: .venv/.setup-dev ## Install what developing needs as well
 
 .venv/.setup-extras: requirements-extras.lock .venv/.setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-extras.lock
+	@touch $@
+
+.venv/.setup-stages: requirements-stages.lock .venv/.setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-stages.lock
 	@touch $@
 
 .venv/.setup-dev: requirements-dev.lock .venv/.setup
@@ -75,8 +80,9 @@ breaking: setup-dev
 	git show "$$base:gen/conductor.pb" | $(BIN)/buf breaking '$(IMAGE)' --against '-#format=binpb'
 
 # A file of tests stays with one worker: what it starts it shares. More workers than processors would starve what is timed.
+# Compiled modules are kept, whatever the environment says: hundreds of services start.
 test: setup-dev ## Run all tests; [JOBS=4] files at once
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 test-all: test ## The same; nothing is left out of `test`
 
@@ -90,11 +96,17 @@ down: ## Stop what `up` started
 demo: setup ## Run an objective from start to report, and show what happens
 	@$(BIN)/python -m ops.demo
 
+demo-data: setup .venv/.setup-stages ## Turn a public table into a model and a report, a script answering at the gates
+	@$(BIN)/python -m ops.demo_data
+
 bench: setup-dev ## Measure both engines; [ARGS="--store sqlite --only throughput --events 0,10000"]
 	@$(BIN)/python -m bench $(ARGS)
 
 eval-research: setup-dev ## Measure the Researcher on real questions, from documentation packages; [ARGS="--scale 100,1000"]
 	@$(BIN)/python -m bench.research $(ARGS)
+
+bench-stages: setup-dev ## Run the stages on public tables, beside what others reach; [ARGS="--only penguins --flaml --python PATH"]
+	@$(BIN)/python -m bench.stages $(ARGS)
 
 chaos: setup-dev ## Run the system under faults and check every promise; [ARGS="--minutes 30 --setting postgres" SOAK="--runs 10000"]
 	@$(BIN)/python -m tests.chaos $(ARGS)

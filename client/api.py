@@ -7,17 +7,24 @@
 Every method raises ConductorError. One client may be used by many threads.
 """
 
+import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, error_pb2, event_pb2, project_pb2, task_pb2
 from google.api import httpbody_pb2
+from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
 
 from client.calls import Connection
 
 DEFAULT_TARGET = "127.0.0.1:8080"
 CHECKPOINT = "conductor.checkpoint"
+UPLOAD_S = 3600.0
+PIECE_BYTES = 256 * 1024
 WAIT_MARGIN_S = 10.0  # for an answer to come back after the wait it asked for
 
 
@@ -133,17 +140,19 @@ class ConductorClient:
         status: project_pb2.StageStatus.ValueType = project_pb2.STAGE_STATUS_UNSPECIFIED,
         message: str = "",
         error: error_pb2.TypedError | None = None,
+        edits: Mapping[str, Any] | None = None,
         request_id: str | None = None,
         correlation_id: str | None = None,
         scope: task_pb2.Scope | None = None,
     ) -> project_pb2.ProjectState:
-        """Moves a project to a stage, or reports on the current one."""
+        """Moves a project to a stage, or reports on the current one. In a run it begins the stage again, with edits."""
         request = conductor_pb2.TransitionToRequest(
             project_id=project_id,
             stage_id=stage,
             status=status,
             message=message,
             error=error,
+            edits=_struct(edits),
             request_id=request_id or new_request_id(),
             correlation_id=correlation_id,
             scope=scope,
@@ -205,11 +214,16 @@ class ConductorClient:
         plan_id: str = "",
         approved: bool = True,
         reason: str = "",
+        edits: Mapping[str, Any] | None = None,
         request_id: str | None = None,
         correlation_id: str | None = None,
         scope: task_pb2.Scope | None = None,
     ) -> project_pb2.ProjectState:
-        """Answers the gate of the current stage. What is named must be what waits; a rejection needs a reason."""
+        """Answers the gate of the current stage. What is named must be what waits; a rejection needs a reason.
+
+        Args:
+            edits: what to choose, by field, among what the gate of a run offers.
+        """
         request = conductor_pb2.ConfirmRequest(
             project_id=project_id,
             stage_id=stage,
@@ -217,11 +231,60 @@ class ConductorClient:
             plan_id=plan_id,
             approved=approved,
             reason=reason,
+            edits=_struct(edits),
             request_id=request_id or new_request_id(),
             correlation_id=correlation_id,
             scope=scope,
         )
         return self._connection.repeated(self._stub.Confirm, request)
+
+    # Runs
+
+    def start(
+        self,
+        project_id: str,
+        objective: str,
+        *,
+        data: str = "",
+        options: project_pb2.RunOptions | None = None,
+        request_id: str | None = None,
+        correlation_id: str | None = None,
+        scope: task_pb2.Scope | None = None,
+    ) -> project_pb2.ProjectState:
+        """Begins a run: the stages of a project are done by programs, and stop at their gates. Answers at once."""
+        request = conductor_pb2.StartProjectRequest(
+            project_id=project_id,
+            objective=objective,
+            data=data,
+            options=options,
+            request_id=request_id or new_request_id(),
+            correlation_id=correlation_id,
+            scope=scope,
+        )
+        return self._connection.repeated(self._stub.StartProject, request)
+
+    def cancel_run(
+        self, project_id: str, reason: str = "", *, request_id: str | None = None
+    ) -> project_pb2.ProjectState:
+        """Cancels the run of a project."""
+        request = conductor_pb2.CancelRunRequest(
+            project_id=project_id, reason=reason, request_id=request_id or new_request_id()
+        )
+        return self._connection.repeated(self._stub.CancelRun, request)
+
+    def upload(self, project_id: str, path: Path, timeout: float = UPLOAD_S) -> project_pb2.DataUpload:
+        """Uploads a file of data to a project. A run calls it `uploads/<name>` then.
+
+        Args:
+            timeout: seconds it may take.
+
+        Raises OSError when the file cannot be read.
+        """
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            first = conductor_pb2.UploadDataRequest(project_id=project_id, name=path.name, sha256=sha256)
+            return self._connection.once(self._stub.UploadData, _pieces(first, file), timeout)
 
     # Events
 
@@ -267,6 +330,16 @@ class ConductorClient:
         for message in self._connection.resumed(self._stub.SubscribeEvents, conductor_pb2.SubscribeEventsRequest()):
             return message.sequence
         raise AssertionError("a resumed stream ends with an error only")
+
+
+def _struct(edits: Mapping[str, Any] | None) -> Struct | None:
+    return json_format.ParseDict(dict(edits), Struct()) if edits else None
+
+
+def _pieces(first: conductor_pb2.UploadDataRequest, file: BinaryIO) -> Iterator[conductor_pb2.UploadDataRequest]:
+    yield first
+    while data := file.read(PIECE_BYTES):
+        yield conductor_pb2.UploadDataRequest(content=httpbody_pb2.HttpBody(data=data))
 
 
 def new_request_id() -> str:

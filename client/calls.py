@@ -36,8 +36,10 @@ class Connection:
         self._retry_for = retry_for
         self._resume_for = resume_for
 
-    def once(self, method: Callable[..., Answer], request: Message, timeout: float | None = None) -> Answer:
-        """Makes a call. Raises ConductorError."""
+    def once(
+        self, method: Callable[..., Answer], request: Message | Iterator[Message], timeout: float | None = None
+    ) -> Answer:
+        """Makes a call; of several messages where its method takes a stream. Raises ConductorError."""
         try:
             return method(request, timeout=timeout or self._timeout)
         except grpc.RpcError as error:

@@ -18,8 +18,22 @@ from conductor.v1 import project_pb2, researcher_pb2, task_pb2, terminal_pb2
 
 from client.admin import administer
 from client.api import DEFAULT_TARGET, new_request_id
-from client.options import Json, ProjectId, RequestId, Target, TaskId, named, seconds, session, source_kind
+from client.options import (
+    Edits,
+    Json,
+    ProjectId,
+    RequestId,
+    Target,
+    TaskId,
+    choices,
+    named,
+    seconds,
+    session,
+    source_kind,
+)
+from client.options import stage as stage_named
 from client.research import show_research, sources, verify
+from client.runs import cancel_run, start, upload
 from client.show import artifact_line, event_line, plain, state_lines, task_line
 from client.watch import watch as watch_task
 
@@ -37,10 +51,6 @@ Exit codes:
 app = typer.Typer(
     help=HELP, rich_markup_mode="markdown", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-
-
-def _stage(text: str) -> int:
-    return project_pb2.Stage.Value(named("STAGE_", project_pb2.Stage.keys(), text))
 
 
 def _stage_status(text: str) -> int:
@@ -209,7 +219,8 @@ def state(project: ProjectId, target: Target = DEFAULT_TARGET, as_json: Json = F
 
 
 SeenStage = Annotated[
-    int | None, typer.Option("--stage", parser=_stage, metavar="STAGE", help="The stage you saw; refused when stale.")
+    int | None,
+    typer.Option("--stage", parser=stage_named, metavar="STAGE", help="The stage you saw; refused when stale."),
 ]
 SeenConfirmation = Annotated[str, typer.Option("--confirmation", help="The confirmation you saw; refused when stale.")]
 SeenPlan = Annotated[str, typer.Option("--plan", help="The plan you saw; refused when stale.")]
@@ -221,12 +232,15 @@ def confirm(
     stage: SeenStage = None,
     confirmation: SeenConfirmation = "",
     plan: SeenPlan = "",
+    edits: Edits = None,
     request_id: RequestId = None,
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
-    """Approve what waits on the current stage: it is completed, and the next one starts."""
-    _answer(target, as_json, project, stage, confirmation_id=confirmation, plan_id=plan, request_id=request_id)
+    """Approve what waits on the current stage: it is completed, and the next one starts. With --set, it is done again
+    with what you choose first."""
+    seen = {"confirmation_id": confirmation, "plan_id": plan, "request_id": request_id}
+    _answer(target, as_json, project, stage, edits=choices(edits or ()), **seen)
 
 
 @app.command()
@@ -236,13 +250,14 @@ def reject(
     stage: SeenStage = None,
     confirmation: SeenConfirmation = "",
     plan: SeenPlan = "",
+    edits: Edits = None,
     request_id: RequestId = None,
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
     """Send the current stage back to work, and say why."""
     seen = {"confirmation_id": confirmation, "plan_id": plan, "request_id": request_id}
-    _answer(target, as_json, project, stage, approved=False, reason=reason, **seen)
+    _answer(target, as_json, project, stage, approved=False, reason=reason, edits=choices(edits or ()), **seen)
 
 
 def _answer(target: str, as_json: bool, project: str, stage: int | None, **answer: Any) -> None:
@@ -254,22 +269,26 @@ def _answer(target: str, as_json: bool, project: str, stage: int | None, **answe
 @app.command()
 def transition(
     project: ProjectId,
-    stage: Annotated[int, typer.Argument(parser=_stage, metavar="STAGE", help="For example train or STAGE_TRAIN.")],
+    stage: Annotated[
+        int, typer.Argument(parser=stage_named, metavar="STAGE", help="For example train or STAGE_TRAIN.")
+    ],
     status: Annotated[
         int | None, typer.Option(parser=_stage_status, metavar="STATUS", help="in_progress when left out.")
     ] = None,
     message: Annotated[str, typer.Option(help="What to say about it.")] = "",
+    edits: Edits = None,
     request_id: RequestId = None,
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
-    """Move a project to a stage, or report on the current one."""
+    """Move a project to a stage, or report on the current one. In a run, begin the stage again."""
     with session(target, as_json) as (client, output):
         found = client.transition(
             project,
             project_pb2.Stage.ValueType(stage),
             status=project_pb2.StageStatus.ValueType(status or 0),
             message=message,
+            edits=choices(edits or ()),
             request_id=request_id,
         )
         output.message(found, state_lines(found))
@@ -302,6 +321,9 @@ def events(
 
 app.add_typer(sources, name="sources")
 app.command()(verify)
+app.command()(start)
+app.command()(upload)
+app.command("cancel-run")(cancel_run)
 app.command("research")(show_research)
 
 

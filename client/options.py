@@ -1,13 +1,14 @@
 """What the commands share: their options, how they read them, and how a command ends."""
 
 import contextlib
+import json
 import re
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
 
 import grpc
 import typer
-from conductor.v1 import researcher_pb2
+from conductor.v1 import project_pb2, researcher_pb2
 
 from client.api import ConductorClient
 from client.errors import ConductorError
@@ -30,6 +31,10 @@ Researcher = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.")]
 ProjectId = Annotated[str, typer.Argument(metavar="PROJECT", help="Id of the project.")]
+Edits = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="What to choose at the gate of a run. Repeatable."),
+]
 RequestId = Annotated[str | None, typer.Option(help="Makes a repeat return the first answer. Made when left out.")]
 
 
@@ -53,6 +58,25 @@ def seconds(text: str) -> float:
 def source_kind(text: str) -> int:
     """Returns the kind of source a person means."""
     return researcher_pb2.SourceKind.Value(named("SOURCE_KIND_", researcher_pb2.SourceKind.keys(), text))
+
+
+def stage(text: str) -> int:
+    """Returns the stage a person means."""
+    return project_pb2.Stage.Value(named("STAGE_", project_pb2.Stage.keys(), text))
+
+
+def choices(texts: Iterable[str]) -> dict[str, Any]:
+    """Returns edits or hints by field, of `field=value` each: a value is JSON where it can be, a text otherwise."""
+    chosen: dict[str, Any] = {}
+    for text in texts:
+        field, equals, value = text.partition("=")
+        if not field or not equals:
+            raise typer.BadParameter(f"{text!r}: give field=value, for example target=species")
+        try:
+            chosen[field] = json.loads(value)
+        except ValueError:
+            chosen[field] = value
+    return chosen
 
 
 @contextlib.contextmanager

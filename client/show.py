@@ -5,17 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 from conductor.v1 import error_pb2, event_pb2, project_pb2, report_writer_pb2, researcher_pb2, task_pb2, terminal_pb2
+from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from client.visible import output_lines, visible
 
 OBJECTIVE_CHARS = 80
 FINDINGS = "findings.json"  # the file of a task that holds what its research found
+SHOWN_OPTIONS = 12  # of a choice
 OUTPUT_CHARS = 200  # of a piece of output, on the one line of its event
 # Controls, bidirectional and zero-width characters, and line ends of any kind.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff]+")
 _PREFIXES = re.compile(
-    r"^(TASK_STATUS|STAGE_STATUS|STAGE|CAPABILITY|ERROR_REASON|COMMAND_END|SOURCE_KIND|CITATION_STATE|GAP_KIND"
+    r"^(TASK_STATUS|STAGE_STATUS|STAGE_ACTION_KIND|STAGE|RUN_STATUS|ISSUE_SEVERITY|CAPABILITY|ERROR_REASON|COMMAND_END|SOURCE_KIND|CITATION_STATE|GAP_KIND"
     r"|RESEARCH_OUTCOME)_"
 )
 
@@ -115,12 +117,46 @@ def artifact_line(file: report_writer_pb2.Artifact) -> str:
 def state_lines(state: project_pb2.ProjectState) -> list[str]:
     """Returns a project as lines: what is current, each stage, what waits for a person."""
     lines = [_state_line(state)]
+    if state.HasField("run"):
+        lines.append(run_line(state.run))
     lines += [f"{'>' if stage.stage_id == state.current_stage else ' '} {_stage_line(stage)}" for stage in state.stages]
     if state.HasField("waiting_confirmation"):
         lines.append(plain(_waiting(state.waiting_confirmation)))
+        lines += [f"    {issue_line(issue)}" for issue in state.waiting_confirmation.issues]
+        lines += [f"    {choice_line(choice)}" for choice in state.waiting_confirmation.choices if choice.field]
     if state.plan_pending:
         lines.append(plain(_plan(state.plan)))
     return lines
+
+
+def run_line(run: project_pb2.Run) -> str:
+    """Returns a run on one line: its status, its id, what it is for, its report."""
+    status = enum_name(project_pb2.RunStatus, run.status)
+    parts = (f"run {run.run_id}", status, shorten(run.objective), run.data, run.report_path)
+    return "  ".join(plain(part) for part in parts if part)
+
+
+def issue_line(issue: project_pb2.StageIssue) -> str:
+    """Returns what a stage noticed on one line."""
+    return plain(
+        f"{enum_name(project_pb2.IssueSeverity, issue.severity)} {issue.code}: {issue.message} {issue.suggestion}"
+    )
+
+
+def choice_line(choice: project_pb2.StageAction) -> str:
+    """Returns what may be chosen at a gate on one line, as --set takes it."""
+    if choice.kind == project_pb2.STAGE_ACTION_KIND_BACK:
+        return plain(f"transition {choice.field}: {choice.label}")
+    values = "|".join(choice.options[:SHOWN_OPTIONS]) + ("|…" if len(choice.options) > SHOWN_OPTIONS else "")
+    default = json_format.MessageToJson(choice.default_value, indent=None) if choice.HasField("default_value") else ""
+    now = f" (now {shorten(default)})" if default else ""
+    needed = " NEEDED" if choice.required else ""
+    return plain(f"--set {choice.field}={values or '…'}{now}{needed}: {choice.label}")
+
+
+def upload_line(upload: project_pb2.DataUpload) -> str:
+    """Returns uploaded data on one line, by the name that a run calls it."""
+    return plain(f"uploads/{upload.name}  {upload.size_bytes} bytes  sha256 {upload.sha256}")
 
 
 def _state_line(state: project_pb2.ProjectState) -> str:
@@ -154,6 +190,8 @@ def _outcome(fact: event_pb2.WorkerResult) -> str:
     if kind == "research":
         ended = enum_name(researcher_pb2.ResearchOutcome, fact.research.outcome).lower()
         return f"{ended}, {len(fact.research.findings)} findings, {len(fact.research.gaps)} gaps"
+    if kind == "stage":
+        return fact.stage.summary
     if kind == "command":
         return "; ".join((_command_end(fact.command.result), *map(artifact_line, fact.command.artifacts)))
     return fact.report.path
@@ -185,6 +223,15 @@ def _answered(fact: event_pb2.ConfirmationAnswered) -> str:
     return f"{stage_name(fact.stage_id)} {verdict}"
 
 
+def _stage_result(fact: event_pb2.StageResult) -> str:
+    files = len(fact.outcome.artifacts)
+    return f"{stage_name(fact.stage_id)}: {fact.outcome.summary} ({len(fact.outcome.issues)} issues, {files} files)"
+
+
+def _run_ended(fact: event_pb2.RunEnded) -> str:
+    return f"run {fact.run_id} {enum_name(project_pb2.RunStatus, fact.status)} {fact.reason}"
+
+
 def _snapshot(fact: event_pb2.Snapshot) -> str:
     return task_line(fact.task) if fact.HasField("task") else _state_line(fact.project)
 
@@ -202,5 +249,9 @@ _SUMMARIES: dict[str, Callable[[Any], str]] = {
     "plan_proposed": _plan,
     "plan_approved": lambda fact: f"{stage_name(fact.stage_id)} plan {fact.plan_id}",
     "confirmation_answered": _answered,
+    "run_started": lambda fact: run_line(fact.run),
+    "stage_result": _stage_result,
+    "run_ended": _run_ended,
+    "data_uploaded": upload_line,
     "snapshot": _snapshot,
 }

@@ -42,7 +42,19 @@ class Edge:
 
     def get(self, path: str) -> bytes:
         print(f"\n$ curl {self._url}{path}")
+        return self.read(path)
+
+    def read(self, path: str) -> bytes:
+        """Gets without showing the call."""
         return self._open(urllib.request.Request(self._url + path))  # noqa: S310  always the demo's own edge
+
+    def send(self, path: str, file: Path) -> dict[str, Any]:
+        """Sends a file as the body."""
+        print(f"\n$ curl -X POST '{self._url}{path}' --data-binary @{file.name}")
+        headers = {"content-type": "application/octet-stream"}
+        request = urllib.request.Request(self._url + path, file.read_bytes(), headers)  # noqa: S310  as above
+        answer: dict[str, Any] = json.loads(self._open(request))
+        return answer
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(body)
@@ -60,9 +72,9 @@ class Edge:
         except urllib.error.HTTPError as error:
             raise Unexpected(f"HTTP {error.code}: {error.read().decode()}") from error
 
-    def follow(self) -> Iterator[dict[str, Any]]:
-        """Yields the events of the whole log as they happen, until the stream ends."""
-        with urllib.request.urlopen(f"{self._url}/conductor/events?after_sequence=0") as stream:  # noqa: S310  as above
+    def follow(self, path: str = "/conductor/events?after_sequence=0") -> Iterator[dict[str, Any]]:
+        """Yields events as they happen, those of the whole log unless a path says which, until the stream ends."""
+        with urllib.request.urlopen(self._url + path) as stream:  # noqa: S310  as above
             for line in stream:
                 if line.startswith(b'data: {"sequence"'):
                     yield json.loads(line.removeprefix(b"data: "))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import pandas as pd
 
 from stages.contract import Issue
@@ -17,6 +18,7 @@ from stages.wording import counted, quoted, share
 Role: TypeAlias = Literal["NUMERIC", "CATEGORY", "TEXT", "DATETIME", "ID", "CONSTANT", "TARGET", "BOOL"]
 ROLES = get_args(Role)
 TOP = 5  # most frequent values kept
+LISTED = 1_000  # values equally frequent, above which none of them says anything
 WORDY = 2.5  # words of a value, on average, from which a text is prose and no code
 UNLIKE = 0.5  # share of different values from which a text is prose or an identifier and no category
 ALMOST_ALL = 0.95  # of the values are different: an identifier may be
@@ -92,25 +94,33 @@ def _finite(name: str, values: Series) -> tuple[Series, list[Issue]]:
 
 
 def _top(counts: Series) -> tuple[tuple[str, int], ...]:
+    if len(counts) > LISTED and int(counts.max()) == 1:
+        return ()
     # Ties by the value itself: the order must not depend on where the rows came from.
-    best = sorted(((-int(n), str(value)) for value, n in counts.nlargest(10 * TOP, keep="first").items()))[:TOP]
-    return tuple((plain(value), -n) for n, value in best)
+    least = np.partition(counts.to_numpy(), -TOP)[-TOP] if len(counts) > TOP else 0
+    often = counts[counts >= least]
+    if len(often) > LISTED:
+        often = counts[counts > least]
+    best = sorted((-int(rows), str(value)) for value, rows in often.items())[:TOP]
+    return tuple((plain(value), -rows) for rows, value in best)
 
 
 def _figures(values: Series) -> dict[str, Any]:
-    known = values.dropna().astype("float64")
-    quarter, median, three = known.quantile([0.25, 0.5, 0.75])
-    figures = {"min": known.min(), "q25": quarter, "median": median, "q75": three, "max": known.max()}
-    figures |= {"mean": known.mean(), "sd": known.std(ddof=1) if len(known) > 1 else 0.0}
+    known = values.dropna().to_numpy(np.float64)
+    quarter, median, three = np.quantile(known, [0.25, 0.5, 0.75])
+    with np.errstate(over="ignore", invalid="ignore"):  # a spread that no number can hold is left out below
+        deviation = known.std(ddof=1) if len(known) > 1 else 0.0
+        figures = {"min": known.min(), "q25": quarter, "median": median, "q75": three, "max": known.max()}
+        figures |= {"mean": known.mean(), "sd": deviation}
     return {label: float(f"{figure:.6g}") for label, figure in figures.items() if math.isfinite(figure)}
 
 
 def _number(found: Look, values: Series, counts: Series) -> Look:
     found = _with(found, "NUMERIC", stats=_figures(values), top=_top(counts))
-    levels = set(counts.index)
-    if levels <= {0, 1}:
+    levels = counts.index.to_numpy(np.float64)
+    if len(levels) == 2 and set(levels) == {0.0, 1.0}:
         return _with(found, "BOOL")
-    whole = found.kind == "int" or all(float(level).is_integer() for level in levels)
+    whole = found.kind == "int" or bool((levels == np.floor(levels)).all())
     if whole and found.unique == found.rows and _numbered(found):
         why = f"every row has another whole number in {quoted(found.name)}: it looks like a number of the row"
         return _with(found, "ID", why=why)

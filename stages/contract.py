@@ -1,8 +1,8 @@
 """What every stage program shares: the envelope it is given, the result it leaves, and how it fails.
 
 A stage is a program: `python -m stages.<name> ENVELOPE.json`, run in the folder of the run. It reads what earlier
-stages left there, writes its own files into its own folder (`train/…`), and last `result.json` beside them. Its standard
-output is one JSON object a line, each an event of its progress. Exit code 0: there is a result, status OK or
+stages left there, writes its own files into its own folder (`train/…`), and last `result.json` beside them. Its
+standard output is one JSON object a line, each an event of its progress. Exit code 0: there is a result, status OK or
 NEEDS_INPUT; 2: there is a result, status FAILED; anything else is a crash. docs/stages.md has the whole contract.
 """
 

@@ -18,7 +18,7 @@ DATE_COLUMNS = 6  # a moment becomes so many numbers
 LEAST_LEAF = 20  # rows in a leaf
 
 # Encoding, seconds a row: a number, a category, a moment, a text (counted in n-grams and reduced).
-NUMBER_S, CATEGORY_S, DATE_S, TEXT_S = 2.5e-7, 1.5e-6, 5e-6, 5e-5
+NUMBER_S, CATEGORY_S, DATE_S, TEXT_S = 2.5e-7, 1.5e-6, 3e-6, 2e-5
 ENCODE_S = 0.04  # whatever the rows
 LINEAR_S = 3e-7  # a row, a column, an output
 STEP_S, SPLIT_S, CELL_S = 5e-4, 4e-6, 6e-9  # boosting: a tree; a leaf and column of it; a row and column of it

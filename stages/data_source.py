@@ -5,7 +5,6 @@ By hand: `python -m stages.data_source envelope.json` in the folder of a run.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,18 +26,34 @@ MAX_TOLD_BYTES = 600_000  # of the description of the columns
 
 
 def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
-    """Does the stage. Raises Failed with the codes of docs/stages.md."""
-    options = from_edits(envelope.edits)
+    """Does the stage. Raises Failed with the codes of docs/stages.md and what may be chosen to do better."""
     places = Places(room.root, envelope.data_folders)
-    name = _named(envelope, room)
-    progress.tell(0, "looking", always=True)
-    found = candidates(places, envelope.objective, *([LOOKED_WHEN_CHOSEN] if name else []))
-    if not name:
-        choice = clear_choice(found)
-        if choice is None:
-            return _ask(places, envelope.objective, found)
-        name = choice.path
-    path = places.find(name)
+    name, found = "", list[Candidate]()
+    try:
+        name = _named(envelope, room)
+        progress.tell(0, "looking", always=True)
+        found = candidates(places, envelope.objective, *([LOOKED_WHEN_CHOSEN] if name else []))
+        options = from_edits(envelope.edits)
+        if not name:
+            choice = clear_choice(found)
+            if choice is None:
+                return _ask(places, envelope.objective, found)
+            name = choice.path
+        return _open(name, places.find(name), options, found, envelope, room, progress)
+    except Failed as failed:
+        failed.actions = (*failed.actions, *told.repairs(failed.issue.code, name, found))
+        raise
+
+
+def _open(
+    name: str,
+    path: Path,
+    options: Options,
+    found: list[Candidate],
+    envelope: Envelope,
+    room: Room,
+    progress: Progress,
+) -> Result:
     scratch = room.path(SCRATCH)
     try:
         return _read(name, path, source_of(path, scratch), options, found, envelope, room, progress)
@@ -85,6 +100,8 @@ def _read(
         read = read_columns(source, options, envelope.seed, say)
     else:
         table = open_rows(source, options)
+        if options.header is None and getattr(table, "named", True) is False:
+            raise told.no_header(table.names)
         read = read_rows(table, options, envelope.seed, say, options.decimal)
     _check(source, read, options)
     progress.tell(85, "writing", always=True)
@@ -109,17 +126,12 @@ def _read(
 
 
 def _check(source: Source, read: Read, options: Options) -> None:
-    if read.bad and (options.skip_bad_rows is False or not read.rows):
+    if read.bad and (not options.skip_bad_rows or not read.rows):
         raise told.malformed(read)
     if not read.rows or not read.columns:
         text = f"{plain(source.name)} has the names of {len(read.names):,} columns and no rows."
         raise Failed("NO_ROWS", text, count=0, suggestion="Choose a file with rows, or another line for the names.")
 
 
-def run() -> Any:
-    """Runs the program."""
-    main(work)
-
-
 if __name__ == "__main__":
-    run()
+    main(work)

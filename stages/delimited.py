@@ -170,11 +170,17 @@ def understand_rows(rows: Sequence[list[str]], chosen: int | None) -> tuple[list
             raise bad("header", f"The file has no line {chosen} that could hold the names.")
         return rows[chosen - 1], chosen, True
     start = next((at for at, row in enumerate(rows[:MAX_PREAMBLE]) if len(row) == width), 0) if share >= SHARE else 0
-    if len(rows) > 2 and start == 1 and all(len(row) == width for row in rows[1:]) and len(rows[0]) == width - 1:
-        return ["", *rows[0]], 1, True  # R leaves the name of the first column out
+    if start == 1 and _lacks_one(rows, width):
+        return ["", *rows[0]], 1, True
     if not _is_header(rows[start], rows[start + 1 :]):
         return _made_up(width), NO_HEADER, False
     return rows[start], start + 1, True
+
+
+def _lacks_one(rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Tells whether the first line names all columns but the first, as R writes tables; not so for a title above."""
+    all_wider = len(rows[0]) == width - 1 and len(rows) > 2 and all(len(row) == width for row in rows[1:])
+    return all_wider and not _is_header(rows[1], rows[2:])
 
 
 def _made_up(width: int) -> list[str]:

@@ -130,4 +130,6 @@ def figure(value: float) -> str:
         return f"{value:.2e}"
     if size >= 1000:
         return f"{value:,.0f}"
+    if 0.995 <= size < 1:  # three digits would make it 1, which it is not
+        return f"{value:.5g}" if size < 0.999995 else f"{value:.8g}"
     return f"{value:.3g}"

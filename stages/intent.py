@@ -1,4 +1,4 @@
-"""What somebody wants, from their objective, their hints and the columns of the table: rules, no guessing in silence."""
+"""What somebody wants, from their objective, their hints and the table's columns: rules, and no guess in silence."""
 
 import re
 from collections.abc import Mapping, Sequence

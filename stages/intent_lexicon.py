@@ -38,18 +38,20 @@ _EXPLAIN = re.compile(
     r"\b(factors?|drivers?|drives?|driving|affects?|affecting|influences?|influencing|explains?|explaining|why|"
     r"understand|impacts?|effects?|associated|association|correlat\w+|relationships?|related|causes?|"
     r"depends?|contributes?|matters?|important|importance|what predicts|which \w+ predict|predictors?|responsible|"
-    r"do(?:es)? .{0,60} (?:raise|increase|decrease|reduce|lower|improve|worsen)|makes? .{0,40}(more|less|higher|lower|expensive|cheap)\w*)\b"
+    r"do(?:es)? .{0,60} (?:raise|increase|decrease|reduce|lower|improve|worsen)|"
+    r"makes? .{0,40}(more|less|higher|lower|expensive|cheap)\w*)\b"
 )
 _PREDICT = re.compile(r"\b(predict|predicting|classify|classifying|estimate|detect|forecast|guess|anticipate)\b")
 _CLASSES = re.compile(
-    r"\b(classif\w+|whether|yes or no|binary|multi-?class|which (class|category|kind|type|species|sort)|who|true or false)\b"
+    r"\b(classif\w+|whether|yes or no|binary|multi-?class|true or false|who|"
+    r"which (class|category|kind|type|species|sort))\b"
 )
 _AMOUNT = re.compile(r"\b(regress\w*|how (much|many|long|old|far|high|tall|heavy|fast|expensive))\b")
 _UNITS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "m": 60, "h": 3600, "hr": 3600, "hour": 3600}
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "ten": 10, "half an": 0.5}
 _BUDGET = re.compile(
-    r"\b(?:within|in under|in less than|in at most|at most|no more than|in no more than|under|less than|up to|max(?:imum)?"
-    r"|budget(?: of| is|:)?|spend|take|takes|for|in)\s+(?:at most |only |no more than |up to )?"
+    r"\b(?:within|in under|in less than|in at most|at most|no more than|in no more than|under|less than|up to"
+    r"|max(?:imum)?|budget(?: of| is|:)?|spend|take|takes|for|in)\s+(?:at most |only |no more than |up to )?"
     r"(\d+(?:\.\d+)?|half an|an?|one|two|three|four|five|six|ten)[ -]?"
     r"(seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h)\b(?!\s*(?:of|after|before|from|later))",
     re.I,
@@ -68,7 +70,8 @@ _UNSUPPORTED = (
     (
         "working with pictures or sound",
         re.compile(
-            r"\b(images?|photos?|photographs?|pictures?|videos?|audio|speech|object detection|face recognition|x-?rays?)\b"
+            r"\b(images?|photos?|photographs?|pictures?|videos?|audio|speech|object detection|face recognition|"
+            r"x-?rays?)\b"
         ),
     ),
     (

@@ -25,6 +25,7 @@ _PREPOSITIONS_TEXT = """
 of on in at for per by among across between about into as
 """
 _PREPOSITIONS = frozenset(_PREPOSITIONS_TEXT.split())
+_ENOUGH = 20  # places where a part of a name stands: a text that says it more often says no more
 _JOINED = frozenset(("and", "or", ",", "vs", "versus", "plus", "both"))
 _MEANING = {  # words of people → words of columns
     ("fuel", "consumption"): ("mpg",),
@@ -159,6 +160,8 @@ def _runs(tokens: Sequence[Token], words: Sequence[str], stems: Sequence[str], c
             found.append(_Hit(at, end, 0.95, "the objective names it, written apart or together"))
         elif size > 1 and len(here) == size and all(map(_shortened, core, here)):
             found.append(_Hit(at, at + size, 0.85, "its name looks like the objective's words, shortened"))
+        elif _abbreviated(glued, tokens[at : at + 2]):
+            found.append(_Hit(at, at + 2, 0.85, "its name looks like the objective's words, shortened"))
         elif (
             size == 1
             and len(core[0]) >= 3
@@ -216,6 +219,8 @@ def _partly(tokens: Sequence[Token], stems: Sequence[str]) -> list[_Hit]:
             share = len({each.stem for each in tokens[max(0, at - 3) : at + 4]} & set(stems)) / len(set(stems))
             head = 0.1 if token.stem == stems[-1] else 0.0
             found.append(_Hit(at, at + 1, min(0.75, 0.5 * share + head + 0.1), f'"{token.word}" is part of its name'))
+        if len(found) >= _ENOUGH:
+            break
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from stages.words import singular
 
 Zone = Literal["target", "features", "drop", "keep", "group", "time", "other"]
-MAX_TEXT = 20_000  # characters of an objective that are read
+MAX_TEXT = 8_000  # characters of an objective that are read
 _TOKEN = re.compile(r"[^\W_]+(?:[._][^\W_]+)*|[.,;:?!]")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+")
 _ENDINGS = ("ations", "ation", "ment", "ing", "ion", "ed", "er", "or", "al", "is", "e", "y")
@@ -27,8 +27,10 @@ target: predict; predicts; predicting; predicted; prediction of; predictor of; p
     why; likelihood of; probability of; risk of; chance of; figure out; find out; know; tell; understand;
     increase; decrease; raise; lower
 features: from; using; use; based on; given; with; knowing; by using; by means of; on the basis of; depending on;
-    in terms of; effect of; effects of; impact of; influence of; role of; as a function of; function of; as features; from the features
-drop: without; without using; ignore; ignoring; exclude; excluding; drop; dropping; except; except for; leave
+    in terms of; effect of; effects of; impact of; influence of; role of; as features;
+    as a function of; function of; from the features
+drop: without; but not using; but not with; but without; without using; ignore; ignoring; exclude; excluding;
+    drop; dropping; except; except for; leave
     out; leaving out; but not; do not use; don t use; not using; do not include; don t include; remove;
     removing; other than; never use
 keep: use only; using only; only use; only using; based only on; only from; from only; keep only; only with;
@@ -56,7 +58,7 @@ class Token:
 
 
 def stem(word: str) -> str:
-    """Returns what "survived", "survival" and "survives" share, roughly: the same for all forms is all that is asked."""
+    """Returns what "survived", "survival" and "survives" share, roughly: all forms must give the same, no more."""
     base = singular(word)
     for ending in _ENDINGS:
         if base.endswith(ending) and len(base) - len(ending) >= _SHORTEST:

@@ -18,13 +18,15 @@ MAX_COUNTED = 12  # classes up to which each cell has its count
 MAX_CURVES = len(LINES)
 MAX_POINTS = 3_000  # of residuals
 MAX_BARS = 15
+FEW_LABELS = 5  # that stand side by side without turning
+MAX_CAPTION = 400  # characters
 
 
 def of_classes(room: Room, case: Case, held: Calibration, target: str) -> Iterator[Artifact]:
     """Draws what is to be seen of a prediction of classes."""
     yield _confusion(room, case, target)
     yield _roc(room, case)
-    yield _calibration(room, case, held)
+    yield _calibration(room, case, held, target)
 
 
 def of_values(room: Room, case: Case, target: str) -> Iterator[Artifact]:
@@ -76,8 +78,10 @@ def _roc(room: Room, case: Case) -> Artifact:
     return drawn(name, title)
 
 
-def _calibration(room: Room, case: Case, held: Calibration) -> Artifact:
-    about = short(case.classes[case.positive]) if case.positive >= 0 else "the class that is called"
+def _calibration(room: Room, case: Case, held: Calibration, target: str) -> Artifact:
+    about = (
+        f"{short(target)} = {short(case.classes[case.positive])}" if case.positive >= 0 else "the class that is called"
+    )
     name, title = "plot-calibration.png", f"Test rows: do the probabilities of {about} hold?"
     with picture(room, name, title, "probability said", "share that came true") as axes:
         said, true, rows = (np.asarray(values, dtype=float) for values in zip(*held.curve, strict=True))
@@ -115,6 +119,8 @@ def of_effect(room: Room, number: int, found: Effect, names: Sequence[str]) -> A
             how = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": line}
             axes.plot(at, found.curves[curve], label=plain(names[curve], 60), **how)
         if found.at is None:
-            axes.set_xticks(range(len(found.labels)), [plain(label, 16) for label in found.labels], rotation=30)
+            axes.set_xticks(range(len(found.labels)), [plain(label, 16) for label in found.labels])
+            axes.tick_params("x", rotation=30 if len(found.labels) > FEW_LABELS else 0)
+            axes.margins(x=0.1)
         axes.legend(loc="best")
-    return drawn(name, f"{found.words} Association, not cause.")
+    return Artifact(name, "image/png", plain(f"{found.words} Association, not cause.", MAX_CAPTION))

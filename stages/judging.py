@@ -13,6 +13,7 @@ import numpy as np
 
 RESAMPLES = 1_000
 LEVEL = 0.95  # of an interval
+ENOUGH = 0.9  # share of the resamples that must have a value
 EPS = 1e-15  # a probability is at least this in the log loss, so that one sure error does not make it infinite
 
 Vector: TypeAlias = np.ndarray[Any, Any]
@@ -271,7 +272,7 @@ def _counts(rng: np.random.Generator, rows: int, groups: Vector | None) -> Vecto
 
 def _judged(value: float, drawn: Vector) -> Judged:
     known = drawn[np.isfinite(drawn)]
-    if len(known) < RESAMPLES / 2:  # most resamples miss a class: an interval of the rest would flatter
+    if len(known) < ENOUGH * RESAMPLES:  # the others miss a class: an interval without them would flatter
         return Judged(value, None, None)
     edge = (1 - LEVEL) / 2
     low, high = np.quantile(known, [edge, 1 - edge])

@@ -47,35 +47,42 @@ class Strength:
         return round(min(1.0, max(0.0, scaled)), 4)
 
 
-def strength(found: Look, values: "pd.Series[Any]", target: Target, seed: int) -> Strength:
-    """Judges a column by its values on the sample; their index says which rows of the target they belong to."""
-    wanted = target.values.loc[values.index].dropna()
-    given = values.loc[wanted.index]
-    at = np.random.default_rng(seed).integers(0, FOLDS, len(wanted))
-    if target.task == "regression":
-        truth: Floats = wanted.to_numpy(np.float64)[:, None]
-    else:
-        classes = wanted.value_counts().index[:CLASSES]
-        truth = np.stack([(wanted == name).to_numpy(np.float64) for name in sorted(classes)], axis=1)
-        truth = truth[:, 1:] if truth.shape[1] == 2 else truth
-    guessed = _guessed(found, given, truth, at)
-    if target.task == "regression":
-        straight = _straight(_numbers(found, given), truth[:, 0]) if _graded(found) else 0.0
-        return Strength("r2", max(straight, _r2(truth[:, 0], guessed[:, 0])))
-    areas = [_auc(truth[:, k] > 0, guessed[:, k]) for k in range(truth.shape[1])]
-    return Strength("auc", float(np.mean(areas)))
+class Judge:
+    """Judges columns on the rows of a sample that have a target."""
+
+    def __init__(self, target: Target, rows: Codes, seed: int) -> None:
+        wanted = target.values.iloc[rows]
+        self._measure = "r2" if target.task == "regression" else "auc"
+        self._known = wanted.notna().to_numpy()
+        self._truth = _truth(target, wanted[self._known])
+        self._fold = np.random.default_rng(seed).integers(0, FOLDS, len(self._truth))
+
+    def strength(self, found: Look, sampled: "pd.Series[Any]") -> Strength:
+        """Returns how much a column tells, by its values on the rows of the sample."""
+        given = sampled[self._known]
+        graded = _graded(found)
+        values = _numbers(found, given) if graded else pd.factorize(words(given, {}), use_na_sentinel=False)[0]
+        guessed = np.zeros_like(self._truth)
+        for fold in range(FOLDS):
+            train, test = self._fold != fold, self._fold == fold
+            if train.any() and test.any():
+                way = _by_value if graded else _by_level
+                guessed[test] = way(values[train], self._truth[train], values[test])
+        if self._measure == "r2":
+            straight = _straight(values, self._truth[:, 0]) if graded else 0.0
+            return Strength("r2", max(straight, _r2(self._truth[:, 0], guessed[:, 0])))
+        areas = [_auc(truth > 0, own) for truth, own in zip(self._truth.T, guessed.T, strict=True)]
+        return Strength("auc", float(np.mean(areas)))
 
 
-def _guessed(found: Look, given: "pd.Series[Any]", truth: Floats, at: Codes) -> Floats:
-    guessed = np.zeros_like(truth)
-    graded = _graded(found)
-    values = _numbers(found, given) if graded else pd.factorize(words(given, {}), use_na_sentinel=False)[0]
-    for fold in range(FOLDS):
-        train, test = at != fold, at == fold
-        if train.any() and test.any():
-            way = _by_value if graded else _by_level
-            guessed[test] = way(values[train], truth[train], values[test])
-    return guessed
+def _truth(target: Target, wanted: "pd.Series[Any]") -> Floats:
+    """Returns the target as numbers: one column for a regression or two classes, else one for each class."""
+    if target.task == "regression":
+        amounts: Floats = wanted.to_numpy(np.float64)
+        return amounts[:, None]
+    classes = sorted(wanted.value_counts().index[:CLASSES])
+    truth = np.stack([(wanted == name).to_numpy(np.float64) for name in classes], axis=1)
+    return truth[:, 1:] if truth.shape[1] == 2 else truth
 
 
 def _graded(found: Look) -> bool:
@@ -83,11 +90,20 @@ def _graded(found: Look) -> bool:
 
 
 def _straight(values: Floats, truth: Floats) -> float:
-    """Returns the squared correlation: copies in another unit, of which a few are far out, are a line and no curve."""
+    """Returns the squared correlation: copies in another unit are a line, however far out some of them are.
+
+    Also without the highest tenth, and the lesser counts: few values far out look like a line by themselves.
+    """
     known = ~np.isnan(values)
-    if known.sum() < ENOUGH * len(values) or values[known].std() == 0 or truth[known].std() == 0:
+    if known.sum() < ENOUGH * len(values):
         return 0.0
-    return float(np.corrcoef(values[known], truth[known])[0, 1] ** 2)
+    return min(_correlated(values[part], truth[part]) for part in (known, known & (truth <= np.quantile(truth, 0.9))))
+
+
+def _correlated(left: Floats, right: Floats) -> float:
+    if len(left) < LEAST_NEIGHBOURS or left.std() == 0 or right.std() == 0:
+        return 0.0
+    return float(np.corrcoef(left, right)[0, 1] ** 2)
 
 
 def _numbers(found: Look, given: "pd.Series[Any]") -> Floats:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 from sklearn import metrics
 
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
 Measure: TypeAlias = Callable[[Numbers, Numbers, Numbers, str | None], float]
 
-RARE = 1e-15  # no probability below it, so that the logarithm of one stays finite
+RARE = np.finfo("float64").eps  # no probability below it, so that the logarithm of one stays finite
 
 
 def _of_positive(predicted: Numbers, classes: Numbers, positive: str | None) -> tuple[Numbers, Any]:

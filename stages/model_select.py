@@ -22,7 +22,7 @@ OPTIMISE = {
     "size": "a small model file",
 }
 DEAR = ("extra-trees", "catboost")
-SPEEDY = 3  # times the cost of the usual boosting, at most, when speed is what counts
+SPEEDY = 1.5  # times the cost of the usual boosting, at most, when speed is what counts
 REASONS = {
     "binary": "It does not depend on a threshold and stays honest when one class is rare.",
     "multiclass": "It looks at every class by itself, the rare ones too, and needs no threshold.",
@@ -140,9 +140,13 @@ def _light_enough(candidates: list[Candidate], mem_mb: int) -> tuple[list[Candid
 
 def _meant(candidate: Candidate, optimise: str, shape: costs.Shape) -> bool:
     """Returns whether a candidate is worth trying for what counts."""
-    if candidate["id"] in (*portfolio.ALWAYS, portfolio.QUICK, portfolio.DEFAULT) or optimise == "score":
+    if candidate["id"] in (*portfolio.ALWAYS, portfolio.QUICK, portfolio.DEFAULT):
         return True
-    if candidate["family"] in DEAR or candidate["id"] == "hgb-deep":
+    if candidate["id"] == portfolio.DEEP and shape.rows < portfolio.BIG:
+        return False
+    if optimise == "score":
+        return True
+    if candidate["family"] in DEAR or candidate["id"] == portfolio.DEEP:
         return False
     usual = costs.fitting({**candidate, "params": portfolio.ENTRIES[portfolio.DEFAULT].params}, shape, shape.rows)
     return optimise == "size" or costs.fitting(candidate, shape, shape.rows) <= SPEEDY * usual
@@ -175,6 +179,8 @@ def _left_out(
         return ""
     if name in heavy:
         return "Left out: it needs more memory than the run has."
+    if name not in wanted and name == portfolio.DEEP and optimise == "score":
+        return f"Left out: {portfolio.BIG:,} rows are the least that large trees are worth their time for."
     if name not in wanted:
         return f"Left out: what counts is {OPTIMISE[optimise]}."
     if asked and name not in asked:

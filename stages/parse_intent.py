@@ -24,11 +24,20 @@ SEEN_ROWS = 5000
 def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     """Does the stage. Raises Failed with the codes of docs/stages.md."""
     progress.tell(0, "understanding", always=True)
-    given = said_by.checked(envelope.hints, "hints") | said_by.checked(envelope.edits, "edits")
     data, seen, issues = _seen(envelope, room)
     columns = known_columns(seen) if seen else []
-    intent = understand(envelope.objective, given, columns)
-    said_by.check_columns(given, [column.name for column in columns])
+    try:
+        given = said_by.checked(envelope.hints, "hints") | said_by.checked(envelope.edits, "edits")
+        intent = understand(envelope.objective, given, columns)
+        said_by.check_columns(given, [column.name for column in columns])
+    except Failed as failed:
+        taken = {action.field for action in failed.actions}
+        more = [action for action in said_by.actions(Intent(), columns) if action.kind != "CONFIRM"]
+        failed.actions = (
+            *failed.actions,
+            *(action for action in more if not action.field or action.field not in taken),
+        )
+        raise
     result = {**_result(intent), "data": data, "schema_seen": bool(columns)}
     actions = said_by.actions(intent, columns)
     return Result(said_by.summary(intent, data, columns), result, actions, [*issues, *intent.issues])

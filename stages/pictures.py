@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.columns import Look, Series
 from stages.contract import Artifact, Room
-from stages.plots import COLOURS, bars, drawn, picture, short
+from stages.plots import COLOURS, NAMED, NUMBERED, bars, drawn, picture, short
 from stages.preparing import dates, numbers, words
 from stages.targets import Target
 
@@ -24,11 +24,11 @@ def of_target(room: Room, target: Target) -> Artifact:
     name, title = "plot-target.png", f"What is to be predicted: {target.column}"
     known = target.values.dropna()
     if target.task == "regression":
-        with picture(room, name, title, target.column, "rows") as axes:
+        with picture(room, name, title, target.column, "rows", NUMBERED) as axes:
             axes.hist(known, bins=BINS, color=COLOURS[0], edgecolor="white")
     else:
         counts = sorted(target.classes.items(), key=lambda pair: (-pair[1], pair[0]))[: 2 * LEVELS]
-        with picture(room, name, title, "rows", target.column) as axes:
+        with picture(room, name, title, "rows", target.column, NAMED) as axes:
             bars(axes, [label for label, _ in counts], [rows for _, rows in counts])
     return drawn(name, title)
 
@@ -38,7 +38,7 @@ def of_missing(room: Room, looks: Sequence[Look]) -> Iterator[Artifact]:
     worst = sorted((look for look in looks if look.missing), key=lambda look: (-look.missing, look.name))[:MISSING]
     if worst:
         name, title = "plot-missing.png", "Missing values, in percent of the rows"
-        with picture(room, name, title, "percent missing", "column") as axes:
+        with picture(room, name, title, "percent missing", "column", NAMED) as axes:
             bars(axes, [look.name for look in worst], [round(100 * look.missing / look.rows, 1) for look in worst])
             axes.set_xlim(0, 100)
         yield drawn(name, title)
@@ -64,19 +64,19 @@ def _read(look: Look, values: Series) -> Series:
 def _one(room: Room, name: str, title: str, look: Look, pairs: pd.DataFrame, target: Target) -> None:
     graded = look.role in ("NUMERIC", "DATETIME")
     if graded and target.task == "regression":
-        with picture(room, name, title, look.name, target.column) as axes:
+        with picture(room, name, title, look.name, target.column, NUMBERED) as axes:
             some = pairs.iloc[:POINTS]
             axes.scatter(some["x"], some["y"], s=14, alpha=0.5, color=COLOURS[0], linewidths=0)
     elif target.task == "regression":
-        with picture(room, name, title, target.column, look.name) as axes:
+        with picture(room, name, title, target.column, look.name, NAMED) as axes:
             boxes(axes, pairs, "x", "y", LEVELS)
     elif graded:
         pairs["x"] = pairs["x"].astype("int64") / 1e6 / 86400 if look.role == "DATETIME" else pairs["x"]
         across = f"{look.name} (days since 1970)" if look.role == "DATETIME" else look.name
-        with picture(room, name, title, across, target.column) as axes:
+        with picture(room, name, title, across, target.column, NAMED) as axes:
             boxes(axes, pairs, "y", "x", CLASSES)
     else:
-        with picture(room, name, title, "percent of the rows", look.name) as axes:
+        with picture(room, name, title, "percent of the rows", look.name, NAMED, bottom=0.2) as axes:
             shares(axes, pairs)
 
 

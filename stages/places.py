@@ -82,9 +82,10 @@ def _parts(name: str) -> tuple[str, ...]:
     parts = PurePosixPath(name).parts
     outside = name.startswith(("/", "~", "\\")) or ".." in parts or _DRIVE.match(name) or "\0" in name
     if outside:
-        text = f"{plain(name)} points out of the data folders."
+        last = plain(re.split(r"[/\\]", name.rstrip("/\\"))[-1])  # an absolute path may say too much of this machine
+        text = f"The path of {last} points out of the data folders."
         advice = "Name the file by its path below a data folder, or upload it."
-        raise Failed("PATH_OUTSIDE_WORKSPACE", text, value=plain(name), suggestion=advice)
+        raise Failed("PATH_OUTSIDE_WORKSPACE", text, value=last, suggestion=advice)
     if not parts:
         raise Failed("FILE_NOT_FOUND", "No file was named.", suggestion="Choose a file or upload one.")
     return parts

@@ -19,7 +19,7 @@ class Step:
 
     Attributes:
         reason: one sentence for somebody who does not program.
-        issue: code of what speaks against the column, "" for nothing.
+        issue: code of what speaks against the column, also when a person keeps it; "" for nothing.
         options: what may be done instead.
     """
 

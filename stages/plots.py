@@ -13,6 +13,7 @@ WIDTH, HEIGHT, DPI = 9.0, 6.0, 100  # inches, inches, dots an inch: 900 x 600
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")  # Okabe and Ito
 GREY = "#777777"
 LABEL = 28  # characters of a label at an axis
+NUMBERED, NAMED = 0.11, 0.3  # share of the width that numbers, and labels of LABEL characters, take at the left
 STYLE: Any = {  # matplotlib's type lists every setting it has
     "text.parse_math": False,  # a dollar sign in a name is no formula
     "axes.grid": True,
@@ -25,8 +26,16 @@ STYLE: Any = {  # matplotlib's type lists every setting it has
 
 
 @contextmanager
-def picture(room: Room, name: str, title: str, across: str, up: str) -> Iterator[Any]:
-    """Gives axes to draw on, and leaves the picture as `name` (`plot-….png`) in the stage's folder."""
+def picture(
+    room: Room, name: str, title: str, across: str, up: str, left: float | None = None, bottom: float = 0.11
+) -> Iterator[Any]:
+    """Gives axes to draw on, and leaves the picture as `name` (`plot-….png`) in the stage's folder.
+
+    Args:
+        across, up: what the axes show.
+        left: share of the width that labels at the left take. None: found out, which takes twice as long.
+        bottom: share of the height that labels at the bottom take, where `left` is given.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -34,9 +43,11 @@ def picture(room: Room, name: str, title: str, across: str, up: str) -> Iterator
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a sign that no font has is not worth a line for each
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # for the same reason
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained" if left is None else None)
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
+        if left is not None:
+            figure.subplots_adjust(left=left, right=0.97, bottom=bottom, top=0.93)
         axes.set_title(plain(title, 90))
         axes.set_xlabel(plain(across, 60))
         axes.set_ylabel(plain(up, 60))

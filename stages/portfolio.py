@@ -22,7 +22,7 @@ CATBOOST_ROUNDS = 300  # more costs minutes on 100,000 rows
 ALWAYS = ("dummy", "linear")  # and one boosting
 BASELINE = "dummy"
 BLEND = "blend"
-QUICK, DEFAULT = "hgb-quick", "hgb"
+QUICK, DEFAULT, DEEP = "hgb-quick", "hgb", "hgb-deep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +94,10 @@ _HELD = _boosting(
     max_features=0.5,
 )
 _DEEP = _boosting(
-    "hgb-deep",
+    DEEP,
     7,
     "Large trees: finds fine detail in many rows.",
-    max_iter=300,
+    max_iter=150,
     max_leaf_nodes=127,
     min_samples_leaf=40,
     max_features=0.5,

@@ -16,7 +16,11 @@ Column = Mapping[str, Any]
 
 MANY_LEVELS = 40  # a category with more levels is encoded by what its rows have in common, not level by level
 MAX_CODES = 254  # of an ordinal code; scikit-learn's boosting takes at most 255 categories
+EXTREME = 1e30  # of a number; forests count in 32 bits and refuse what is larger than 3.4e38
 TEXT_DIMENSIONS = 30  # of a text column after encoding
+KNOTS = 5  # of the curve of a number
+MANY_CURVES = 100  # columns of numbers, above which curves would take more memory than they are worth
+NO_TEXT = "missing"
 TRUE, FALSE = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")
 CLUTTER = r"[\s\u00a0\u202f'’_$€£¥₹%]"  # around and inside of numbers that people typed
 ACCOUNTING = r"^\((.*)\)$"  # (12.50) is minus 12.50
@@ -67,8 +71,9 @@ def _cast(
 ) -> "pd.Series[Any]":
     if given is None:
         given = pd.Series(np.nan, index=index, dtype="str")
-    cast = {"DATETIME": dates, "NUMERIC": numbers, "BOOL": numbers}.get(entry["role"], words)
-    return cast(given, entry.get("parse", {}), markers)
+    if entry["role"] in ("NUMERIC", "BOOL"):
+        return numbers(given, entry.get("parse", {}), markers).clip(-EXTREME, EXTREME)
+    return (dates if entry["role"] == "DATETIME" else words)(given, entry.get("parse", {}), markers)
 
 
 def numbers(given: "pd.Series[Any]", parse: Mapping[str, Any], markers: Sequence[str] = ()) -> "pd.Series[Any]":
@@ -159,19 +164,46 @@ def _sorts(plan: Plan) -> dict[str, list[str]]:
 
 
 def _linear(plan: Plan) -> list[tuple[str, Any, list[str]]]:
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from sklearn.preprocessing import OneHotEncoder
 
     sorts = _sorts(plan)
-    fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-    levels = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=5, sparse_output=False)
+    graded = [entry["column"] for entry in kept(plan) if entry["role"] == "NUMERIC"]
     return [
-        ("number", make_pipeline(fill, StandardScaler()), sorts["number"]),
-        ("category", levels, sorts["category"]),
+        ("number", _scaled() if sorts["number"] else None, sorts["number"]),
+        ("curve", _curves() if graded else None, graded if len(graded) <= MANY_CURVES else []),
+        (
+            "category",
+            OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=5, sparse_output=False),
+            sorts["category"],
+        ),
         ("text", _texts() if sorts["text"] else None, sorts["text"]),
-        ("date", make_pipeline(_moments(), fill, StandardScaler()) if sorts["date"] else None, sorts["date"]),
+        ("date", _scaled(_moments()) if sorts["date"] else None, sorts["date"]),
     ]
+
+
+def _scaled(*before: Any) -> Any:
+    """Returns numbers of about one scale, far-out ones pressed together, with a mark for each that was missing."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from skrub import SquashingScaler
+
+    fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+    return make_pipeline(*before, fill, SquashingScaler())
+
+
+def _curves() -> Any:
+    """Returns smooth curves of each number, so that a linear model can bend.
+
+    Measured with 3 folds on credit, mpg, loans and ames: .841 → .851, .813 → .862, .449 → .476, .880 → .890.
+    """
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import SplineTransformer
+    from skrub import SquashingScaler
+
+    fill = SimpleImputer(strategy="median", keep_empty_features=True)
+    curve = SplineTransformer(n_knots=KNOTS, degree=3, knots="quantile", extrapolation="constant", include_bias=False)
+    return make_pipeline(fill, SquashingScaler(), curve)
 
 
 def _tree(plan: Plan) -> list[tuple[str, Any, list[str]]]:
@@ -193,9 +225,14 @@ def _tree(plan: Plan) -> list[tuple[str, Any, list[str]]]:
 
 
 def _texts() -> Any:
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
     from skrub import ApplyToCols, StringEncoder
 
-    return ApplyToCols(StringEncoder(n_components=TEXT_DIMENSIONS, random_state=0))
+    # A word for what is missing: a part of the rows may hold no text at all, and then there were nothing to learn.
+    fill = SimpleImputer(strategy="constant", fill_value=NO_TEXT, keep_empty_features=True)
+    pieces = ApplyToCols(StringEncoder(n_components=TEXT_DIMENSIONS, random_state=0))
+    return make_pipeline(fill.set_output(transform="pandas"), pieces)
 
 
 def _moments() -> Any:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from stages.choices import Choices, bad
-from stages.contract import Action, Artifact, Envelope, Failed, Issue, Progress, Result, Room, main
+from stages.contract import Action, Artifact, Envelope, Failed, Issue, Progress, Result, Room, Severity, main
 from stages.plan import Proposal, Step, changed
 from stages.preparing import dates, target_of
 from stages.rows import Hashes, mixed, ordinary
@@ -32,6 +32,7 @@ OFFERED = 300  # columns whose action can be changed
 LONGEST_NAME = 200  # characters of a column's name that a choice can carry
 NAMED = 3  # dropped columns in the summary
 SPLIT = "split.parquet"
+WEIGHTY = ("LEAKAGE_SUSPECT", "ID_COLUMN", "GROUPED_ROWS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,12 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     cut = _cut(choices, intent, profile, table, target)
     choices.done()
     progress.tell(40, "splitting", always=True)
-    parts = _parts(cut, target, table, profile, envelope.seed)
+    parts = _parts(cut, target, table, profile, plan, envelope.seed)
     _refuse_empty(parts, target, plan)
     parts.frame().to_parquet(room.path(SPLIT), index=False)
     plan |= {"split": _split(cut, parts, envelope.seed), "dropped_rows": dropped}
     artifact = Artifact(SPLIT, "application/vnd.apache.parquet", "Which rows train and which test")
-    return Result(_summary(plan, steps), plan, list(_actions(steps, cut, table)), _issues(steps), [artifact])
+    return Result(_summary(plan, steps), plan, list(_actions(steps, cut, table)), list(_issues(steps)), [artifact])
 
 
 def _steps(intent: Mapping[str, Any], profile: Mapping[str, Any], table: Table, choices: Choices) -> list[Step]:
@@ -151,13 +152,20 @@ def _folds(target: "pd.Series[Any]", share: float, classes: bool) -> int:
     return int(min(FOLDS, max(LEAST_FOLDS, smallest * (1 - share) // 2)))
 
 
-def _parts(cut: Cut, target: "pd.Series[Any]", table: Table, profile: Mapping[str, Any], seed: int) -> Parts:
+def _parts(
+    cut: Cut,
+    target: "pd.Series[Any]",
+    table: Table,
+    profile: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+) -> Parts:
     used = target.index.to_numpy(np.int64)
     if cut.kind == "TIME" and cut.column:
         moments = _moments(table, cut.column, profile).iloc[used]
         return split_by_time(used, table.rows, moments, cut.share, cut.folds)
     together: list[npt.NDArray[Any]] = []
-    hashes = _hashes(table, profile)
+    hashes = _hashes(table, plan)
     if hashes is not None and len(np.unique(hashes)) < len(hashes) and not ordinary(hashes):
         together.append(hashes[used])
     if cut.kind == "GROUP" and cut.column:
@@ -174,11 +182,11 @@ def _moments(table: Table, name: str, profile: Mapping[str, Any]) -> "pd.Series[
     return dates(values, column["parse"]) if column["role"] == "DATETIME" else values
 
 
-def _hashes(table: Table, profile: Mapping[str, Any]) -> Hashes | None:
+def _hashes(table: Table, plan: Mapping[str, Any]) -> Hashes | None:
+    """Returns a hash of what the model will see of each row, and its answer."""
     hashes: Hashes | None = None
-    for column in profile["columns"]:
-        if column["role"] not in ("ID", "CONSTANT"):
-            hashes = mixed(hashes, table.column(column["name"]))
+    for name in (*plan["features"], plan["target"]):
+        hashes = mixed(hashes, table.column(name))
     return hashes
 
 
@@ -218,19 +226,14 @@ def _summary(plan: Mapping[str, Any], steps: Sequence[Step]) -> str:
     return told
 
 
-def _issues(steps: Sequence[Step]) -> list[Issue]:
-    advice = "Choose another action for it if you want to keep it."
-    return [
-        Issue(
-            step.issue,
-            "WARN" if step.issue in ("LEAKAGE_SUSPECT", "ID_COLUMN", "GROUPED_ROWS") else "INFO",
-            f"{quoted(step.column)} is left out. {step.reason}",
-            column=step.column,
-            suggestion=advice,
-        )
-        for step in steps
-        if step.issue and step.action == "DROP"
-    ]
+def _issues(steps: Sequence[Step]) -> Iterator[Issue]:
+    for step in steps:
+        if step.issue:
+            what = "is left out." if step.action == "DROP" else "is kept although it was to be left out."
+            text = f"{quoted(step.column)} {what} {step.reason}"
+            severity: Severity = "WARN" if step.issue in WEIGHTY else "INFO"
+            advice = "Choose another action for it if that is wrong."
+            yield Issue(step.issue, severity, text, column=step.column, suggestion=advice)
 
 
 def _actions(steps: Sequence[Step], cut: Cut, table: Table) -> Iterator[Action]:

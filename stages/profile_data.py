@@ -11,16 +11,24 @@ import numpy as np
 
 from stages.choices import Choices, bad
 from stages.contract import MAX_ISSUES, Artifact, Envelope, Failed, Progress, Result, Room, main
-from stages.leaks import MANY_COLUMNS, SAMPLE, SAMPLE_OF_MANY, Strength, strength
+from stages.leaks import MANY_COLUMNS, SAMPLE, SAMPLE_OF_MANY, Judge, Strength
 from stages.pictures import of_columns, of_missing, of_target
 from stages.rows import copies, group_of
 from stages.shown import nearest, plain
 from stages.survey import Survey, Table
 from stages.targets import TASKS, Target, Unsure, settle
-from stages.told_of_profile import actions, column, issues, summary
+from stages.told_of_profile import actions, column, issues, rescue, summary
 from stages.wording import counted, quoted, several
 
 DRAWN = 8  # columns that get a picture
+OF_TARGET = (  # another target may help
+    "TARGET_NOT_FOUND",
+    "TARGET_ALL_MISSING",
+    "SINGLE_CLASS_TARGET",
+    "TARGET_UNIQUE_PER_ROW",
+    "TOO_FEW_ROWS",
+    "NO_FEATURES",
+)
 DRAWN_ROLES = ("NUMERIC", "CATEGORY", "BOOL", "DATETIME")
 
 
@@ -28,28 +36,35 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     """Does the stage's work. Raises Failed, code as in docs/stages.md."""
     intent, source = room.result_of("PARSE_INTENT"), room.result_of("DATA_SOURCE")
     table = Table(room.of("DATA_SOURCE", "data.parquet"), source)
+    try:
+        return _work(envelope, room, intent, table, progress)
+    except Failed as failed:
+        if failed.issue.code in OF_TARGET:
+            failed.actions = tuple(rescue(intent, table.kinds))
+        raise
+
+
+def _work(envelope: Envelope, room: Room, intent: Mapping[str, Any], table: Table, progress: Progress) -> Result:
     choices = Choices(envelope.edits)
     asked = _Asked(choices, table, intent)
     progress.tell(1, "looking", counted(table.rows, "row"), always=True)
     survey = table.survey(asked.without, asked.roles, asked.dates, asked.sample(table, envelope.seed), progress)
     target = asked.settled(table, survey)
     choices.done()
-    told: dict[str, Strength] = {}
-    if isinstance(target, Target):
-        told = _told(survey, target, envelope.seed, progress)
+    told = _told(survey, target, envelope.seed, progress) if isinstance(target, Target) else {}
     return _left(room, intent, survey, target, told, progress)
 
 
 class _Asked:
     """What PARSE_INTENT found and a person chose, checked against the table."""
 
-    def __init__(self, choices: Choices, table: Table, intent: dict[str, Any]) -> None:
+    def __init__(self, choices: Choices, table: Table, intent: Mapping[str, Any]) -> None:
         names = list(table.kinds)
         self.target = choices.text("target", names) or _known(intent.get("target"), names)
         self.roles = choices.of_columns("roles", names)
         self.dates = choices.of_columns("dates", names)
         self.task = choices.text("task", TASKS)
-        self.wanted = intent.get("task")
+        self.wanted, self.why = intent.get("task"), plain(intent.get("task_why") or "", 200)
         self.positive = choices.text("positive_class")
         self.hoped = intent.get("positive_class")
         dropped = set(intent.get("drop") or ())
@@ -71,7 +86,7 @@ class _Asked:
         if self.target is None:
             return None
         found, values = survey.looks[self.target], table.column(self.target)
-        target = settle(found, values, self.wanted, self.task, self.positive or self.hoped)
+        target = settle(found, values, self.wanted, self.task, self.positive or self.hoped, self.why)
         if self.positive and isinstance(target, Target) and self.positive not in target.classes:
             raise bad("positive_class", self.positive, f"It may be {several(list(target.classes))}.")
         others = [name for name in survey.looks if name != self.target and name not in self.without]
@@ -94,11 +109,12 @@ def _known(name: str | None, names: list[str]) -> str | None:
 
 
 def _told(survey: Survey, target: Target, seed: int, progress: Progress) -> dict[str, Strength]:
-    told = {}
+    told: dict[str, Strength] = {}
+    judge = Judge(target, survey.sample, seed)
     for place, (name, found) in enumerate(survey.looks.items()):
         if name != target.column and found.role != "CONSTANT":
             progress.tell(60 + 25 * place / len(survey.looks), "comparing with the target", plain(name))
-            told[name] = strength(found, survey.kept[name], target, seed)
+            told[name] = judge.strength(found, survey.kept[name])
     return told
 
 

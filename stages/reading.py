@@ -22,6 +22,7 @@ from stages.workbooks import SheetTable, read_workbook
 CHUNK_ROWS = 16_384
 CHUNK_CHARS = 8 * 1024 * 1024
 MAX_COLUMNS = 5_000
+OFFSET_BYTES = 4  # that a cell takes besides its characters
 PREVIEW_ROWS = 5
 DECIMAL_ROWS = 1000  # looked at for the sign before the fraction
 LOOK_BYTES = 64 * 1024
@@ -76,8 +77,13 @@ class _Kept:
     chunks: list[Any] = field(default_factory=list)
 
     def prune(self, stay: Any) -> None:
-        if stay is not None:
-            self.chunks = [pa.concat_tables(self.chunks).combine_chunks().filter(pa.array(stay))]
+        """Leaves only the rows that may stay; chunk by chunk, since a copy of all would double the memory."""
+        if stay is None:
+            return
+        at = 0
+        for number, chunk in enumerate(self.chunks):
+            self.chunks[number] = chunk.filter(pa.array(stay[at : at + len(chunk)]))
+            at += len(chunk)
 
 
 def source_of(path: Path, scratch: Path) -> Source:
@@ -112,10 +118,10 @@ def read_rows(table: Rows, options: Options, seed: int, told: Callable[[int], No
     first: list[list[str]] = []
     for rows, size in _chunks(table.rows()):
         first = first or rows[:DECIMAL_ROWS]
-        keep = sample.next(len(rows), size)
+        keep = sample.next(len(rows), size + OFFSET_BYTES * len(rows) * len(names))
         chosen = [row for row, stays in zip(rows, keep, strict=True) if stays]
         if chosen:
-            arrays = [pa.array(cells, pa.large_string()) for cells in zip(*chosen, strict=True)]
+            arrays = [pa.array(cells, pa.string()) for cells in zip(*chosen, strict=True)]
             kept.chunks.append(pa.Table.from_arrays(arrays, names=[str(at) for at in range(len(names))]))
         kept.prune(sample.crowded())
         told(sample.seen)
@@ -151,8 +157,7 @@ def _checked_names(given: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def _typed(chunks: Sequence[Any], at: int, decimal: str, options: Options) -> Column:
-    arrays = [chunk.column(at).combine_chunks() for chunk in chunks]
-    values = pa.concat_arrays(arrays).cast(pa.string())
+    values = pa.concat_arrays([chunk.column(at).combine_chunks() for chunk in chunks])
     return column_of(values, decimal, options.null_markers)
 
 

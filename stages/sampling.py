@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.contract import MIB
 
-KEEP_BYTES = 128 * MIB  # of text, at most
+KEEP_BYTES = 96 * MIB  # of text, at most
 Marks: TypeAlias = Any  # numpy arrays of uint64 or bool
 
 
@@ -45,8 +45,8 @@ class Sample:
         return keep
 
     def crowded(self) -> Marks | None:
-        """Returns which of the rows kept so far may stay, when they are twice too many; else None."""
-        return self.final() if len(self._kept) > 2 * self.most else None
+        """Returns which of the rows kept so far may stay, when they are half as many again as allowed; else None."""
+        return self.final() if len(self._kept) > 1.5 * self.most else None
 
     def final(self) -> Marks | None:
         """Returns which of the rows kept so far are the sample; None when all are."""

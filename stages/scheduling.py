@@ -14,8 +14,8 @@ from stages.portfolio import ALWAYS, DEFAULT, QUICK
 
 Candidate: TypeAlias = dict[str, Any]
 
-FILLED = 0.7  # of the budget that a schedule plans with; the rest is for forecasts that are too low
-FLOOR_FILLED = 0.5  # of the budget that what is always tried may take, before folds are left out
+FILLED = 0.85  # of the budget that a schedule plans with; the rest is for forecasts that are too low
+FLOOR_FILLED = 0.6  # of the budget that what is always tried may take, before folds are left out
 FEW_FOLDS = (3, 2)  # tried when all are too dear
 LEAST_ROWS = 1_000  # learned from, however small the budget
 SAMPLES = (50_000, 20_000, 10_000, 5_000, 2_000, LEAST_ROWS)
@@ -106,7 +106,7 @@ def schedule(
 def _floor(
     by_id: Mapping[str, Candidate], shape: Shape, folds: int, budget_s: float
 ) -> tuple[tuple[str, ...], int, int, bool]:
-    """Returns what is always tried, on how many folds and rows: the dearest way that leaves half the budget."""
+    """Returns what is always tried, on how many folds and rows: the dearest way that leaves some of the budget."""
     usual, quick = (*ALWAYS, DEFAULT), (*ALWAYS, QUICK)
     counts = [folds, *(few for few in FEW_FOLDS if few < folds)]
     for names, count in [*((usual, count) for count in counts), (quick, counts[-1])]:

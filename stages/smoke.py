@@ -24,7 +24,14 @@ from stages.trial import Trial
 ROWS = 200  # test rows that are predicted
 TOLERANCE = 1e-9
 EXTRA = "a column nobody knows"
-MANY = "import sys, predict\nfor line in sys.stdin: predict.main(line.split('\\t')[:2] + sys.argv[1:]) and sys.exit(2)"
+MANY = """import pathlib, predict, sys
+for line in sys.stdin:
+    given, made, without = line.rstrip("\\n").split("\\t")
+    if without:
+        pathlib.Path(without).unlink()
+    if predict.main([given, made, *sys.argv[1:]]):
+        sys.exit(2)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +66,10 @@ def prove(folder: Path, trial: Trial, schema: Mapping[str, Json], formats: Seque
         _write(room / "backwards.csv", backwards, schema)
         _write(room / "less.csv", less, schema)
         _run(room, ["predict.py", "rows.csv", "rows.out", *options])
-        ways = ["backwards", "less"] if len(trial.plan["features"]) > 1 else ["backwards"]
-        _run(room, ["-c", MANY, *options], "".join(f"{way}.csv\t{way}.out\t\n" for way in ways))
-        if len(formats) > 1:
-            (room / "model.joblib").unlink()
-            _run(room, ["predict.py", "rows.csv", "second.out", *options])
+        ways = ["backwards.csv\tbackwards.out\t\n"]
+        ways += ["less.csv\tless.out\t\n"] if len(trial.plan["features"]) > 1 else []
+        ways += ["rows.csv\tsecond.out\tmodel.joblib\n"] if len(formats) > 1 else []
+        _run(room, ["-c", MANY, *options], "".join(ways))
         whole, without = _expected(trial, frame), _expected(trial, less)
         asked = {"rows": whole, "backwards": whole, "less": without, "second": whole}
         made = {way: expected for way, expected in asked.items() if (room / f"{way}.out").exists()}

@@ -24,14 +24,16 @@ class Survey:
 
     Attributes:
         lines_known: whether row n of the table is line n + 2 of the file.
+        sample: positions of the sampled rows, in order.
         looks: by column, in the order of the table.
         hashes: of the rows, identifiers and columns left out; None when no column counts.
-        kept: the sampled rows of every column, with their positions as index.
+        kept: the sampled rows of every column; their index says which.
         marks: whole columns of dates, to see whether they are in order.
     """
 
     rows: int
     lines_known: bool
+    sample: Any
     bytes: int = 0
     looks: dict[str, Look] = field(default_factory=dict)
     hashes: Hashes | None = None
@@ -79,7 +81,7 @@ class Table:
             dates: by column, DAY_FIRST or MONTH_FIRST, as a person chose.
             sample: positions of the rows that are kept.
         """
-        found = Survey(self.rows, self.lines_known)
+        found = Survey(self.rows, self.lines_known, sample)
         for place, (name, kind) in enumerate(self.kinds.items()):
             progress.tell(60 * place / len(self.kinds), "looking", f"column {place + 1} of {len(self.kinds)}")
             values = self.column(name)

@@ -66,12 +66,17 @@ class Unsure:
 
 
 def settle(
-    found: Look, given: "pd.Series[Any]", wanted: str | None, said: str | None, positive: str | None
+    found: Look,
+    given: "pd.Series[Any]",
+    wanted: str | None,
+    said: str | None,
+    positive: str | None,
+    why_wanted: str = "",
 ) -> Target | Unsure:
     """Settles the target.
 
     Args:
-        wanted: the task that PARSE_INTENT found, a suggestion.
+        wanted, why_wanted: the task that PARSE_INTENT found, a suggestion, and why.
         said: the task that a person chose at the gate; it holds.
         positive: the class to find, of two.
 
@@ -83,7 +88,7 @@ def settle(
     if said and said not in options:
         text = f"{quoted(found.name)} cannot be predicted as {said}: {_shape(found)}. It can be: {', '.join(options)}."
         raise Failed("BAD_EDIT", text, column=found.name, value=said)
-    task, why = _task(found, options, said, wanted)
+    task, why = _task(found, options, said, wanted, why_wanted or "the objective says so")
     if task is None:
         advice = "Choose multiclass when the numbers are names of classes, regression when they are amounts."
         issue = Issue("TASK_AMBIGUOUS", "WARN", why, column=found.name, suggestion=advice)
@@ -107,9 +112,11 @@ def _possible(found: Look) -> tuple[Task, ...]:
     return (classes, "regression") if _numeric(found) else (classes,)
 
 
-def _task(found: Look, options: tuple[Task, ...], said: str | None, wanted: str | None) -> tuple[Task | None, str]:
+def _task(
+    found: Look, options: tuple[Task, ...], said: str | None, wanted: str | None, why_wanted: str
+) -> tuple[Task | None, str]:
     name = quoted(found.name)
-    for choice, why in ((said, "you chose so"), (wanted, "the objective says so")):
+    for choice, why in ((said, "you chose so"), (wanted, why_wanted)):
         for option in options:
             if choice == option:
                 return option, why

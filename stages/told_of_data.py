@@ -7,7 +7,7 @@ from typing import Any
 from stages.catalogue import Candidate
 from stages.contract import Action, Failed, Issue, Result
 from stages.delimited import TextTable
-from stages.options import DECIMALS, DELIMITERS, ENCODINGS, MAX_SAMPLE_ROWS, NO_HEADER, Options
+from stages.options import DECIMALS, DELIMITERS, ENCODINGS, MAX_SAMPLE_ROWS, SAMPLE_ROWS, Options
 from stages.reading import Read, Rows, Source
 from stages.shown import listed, plain
 from stages.workbooks import SheetTable
@@ -19,6 +19,8 @@ MAX_CELL = 80  # characters of a cell in the preview
 PREVIEW_CHARS = 40_000  # of all cells of a row of the preview
 MAX_ORIGINAL = 200  # characters of a column's original name
 HEADER_LINES = 20  # offered as the line of the names
+_YES_NO = ("yes", "no")
+_BY_READING = ("MALFORMED_ROWS", "NO_HEADER", "NO_ROWS", "BAD_EDIT")  # failures of how it was read
 KINDS = {"int": "whole numbers", "float": "numbers", "text": "text", "bool": "true or false", "date": "dates"}
 
 
@@ -50,13 +52,14 @@ def description(source: Source, table: Rows | None, read: Read) -> dict[str, Any
         "encoding_confidence": text.confidence if text else None,
         "delimiter": text.dialect.delimiter if text else None,
         "decimal": read.decimal,
-        "header": getattr(table, "header", None),
+        "header": getattr(table, "header", None) or None,
         "sheet": table.sheet if isinstance(table, SheetTable) else None,
         "rows": read.rows,
         "columns": [
             {"name": name, "original_name": original[:MAX_ORIGINAL], "type": column.type}
             for name, original, column in columns
         ],
+        "bad_lines": [row.line for row in read.bad],
         "bad_rows": [{"line": row.line, "reason": row.reason} for row in read.bad[:MAX_BAD_SHOWN]],
         "sampled": sampled,
         "bytes": source.bytes,
@@ -89,6 +92,13 @@ def malformed(read: Read) -> Failed:
     return Failed("MALFORMED_ROWS", text, row=first.line, count=len(read.bad), suggestion=advice)
 
 
+def no_header(names: Sequence[str]) -> Failed:
+    """Returns the failure of a table without a line that looks like names."""
+    text = "The first line looks like values and not like the names of the columns."
+    advice = f"Choose the line that holds the names, or none: the columns are called {listed(names, 2)} then."
+    return Failed("NO_HEADER", text, row=1, suggestion=advice)
+
+
 def issues(source: Source, table: Rows | None, read: Read) -> list[Issue]:
     """Returns what is odd about a table."""
     found: list[Issue] = []
@@ -101,10 +111,9 @@ def issues(source: Source, table: Rows | None, read: Read) -> list[Issue]:
         text = f"The encoding of {plain(source.name)} is not said in it; {table.encoding} was guessed."
         advice = "Look at names with foreign letters in the preview; choose another encoding when they are wrong."
         found.append(Issue("ENCODING_GUESSED", "WARN", text, value=table.encoding, suggestion=advice))
-    if not getattr(table, "named", True) and getattr(table, "header", None) == NO_HEADER:
-        text = f"No line holds the names of the columns, so they are called {listed(read.names, 3)}."
-        advice = "Say which line holds the names if there is one, or go on with these."
-        found.append(Issue("NO_HEADER", "WARN", text, row=1, suggestion=advice))
+    if getattr(table, "named", True) is False:
+        text = f"No line holds the names of the columns: they are called {listed(read.names, 3)}."
+        found.append(Issue("NO_HEADER", "INFO", text, suggestion="Use these names, or choose the line with the names."))
     found += [_twice(read, at) for at in read.twice]
     if read.rows < read.rows_of:
         text = f"The file has {read.rows_of:,} rows; {read.rows:,} of them are used, spread evenly over it."
@@ -139,9 +148,9 @@ def actions(
     """Returns what a person may do at the gate."""
     others = tuple(dict.fromkeys([name, *(candidate.path for candidate in found[:MAX_CANDIDATES])]))
     offered = [Action("confirm", "Use this table", "CONFIRM")]
-    if read.bad and options.skip_bad_rows is None:
-        label = f"Leave out the {_count(len(read.bad), 'line')} that cannot be read?"
-        offered.append(Action("skip-bad-rows", label, "CHOOSE", "skip_bad_rows", ("yes", "no"), required=True))
+    if options.skip_bad_rows is not None:
+        chosen = "yes" if options.skip_bad_rows else "no"
+        offered.append(_skip(chosen))
     if len(others) > 1:
         offered.append(Action("data", "Another table", "CHOOSE", "data", others, name))
     if isinstance(table, TextTable):
@@ -149,15 +158,44 @@ def actions(
     if isinstance(table, SheetTable) and len(table.sheets) > 1:
         offered.append(Action("sheet", "Another sheet", "CHOOSE", "sheet", tuple(table.sheets), table.sheet))
     if isinstance(table, TextTable | SheetTable):
-        lines = ("none", *map(str, range(1, HEADER_LINES + 1)))
-        default = str(table.header) if table.header else "none"
-        offered.append(Action("header", "Line that holds the names", "CHOOSE", "header", lines, default))
+        offered.append(_header(str(table.header) if table.header else "none"))
     markers = ", ".join(sorted({marker for column in read.columns for marker in column.missing if marker}))
-    offered.append(
-        Action("null-markers", "Words that mean missing, with commas", "EDIT", "null_markers", default=markers)
-    )
-    offered.append(_sample_rows(options))
+    offered.append(_markers(markers))
+    offered.append(_sample_rows(options.sample_rows))
     return [*offered, _back(), _abort()]
+
+
+def repairs(code: str, name: str, found: Sequence[Candidate]) -> list[Action]:
+    """Returns what a person may choose after a failure, so that another attempt goes better."""
+    paths = tuple(candidate.path for candidate in found if candidate.look and candidate.path != name)[:MAX_CANDIDATES]
+    offered = [Action("data", "Another table", "CHOOSE", "data", paths)] if paths else []
+    if code in _BY_READING:
+        encodings = Action("encoding", "Encoding of the text", "CHOOSE", "encoding", ENCODINGS)
+        delimiters = Action("delimiter", "What separates the cells", "CHOOSE", "delimiter", tuple(DELIMITERS))
+        decimals = Action("decimal", "Sign before the fraction of numbers", "CHOOSE", "decimal", tuple(DECIMALS))
+        offered += [
+            _skip(None),
+            _header(None),
+            delimiters,
+            encodings,
+            decimals,
+            _markers(None),
+            _sample_rows(SAMPLE_ROWS),
+        ]
+    return [*offered, _back(), _abort()]
+
+
+def _skip(default: str | None) -> Action:
+    return Action("skip-bad-rows", "Leave out lines that cannot be read?", "CHOOSE", "skip_bad_rows", _YES_NO, default)
+
+
+def _header(default: str | None) -> Action:
+    lines = ("none", *map(str, range(1, HEADER_LINES + 1)))
+    return Action("header", "Line that holds the names", "CHOOSE", "header", lines, default)
+
+
+def _markers(default: str | None) -> Action:
+    return Action("null-markers", "Words that mean missing, with commas", "EDIT", "null_markers", default=default)
 
 
 def _text_actions(table: TextTable, read: Read) -> list[Action]:
@@ -179,6 +217,5 @@ def _abort() -> Action:
     return Action("abort", "End the run", "ABORT")
 
 
-def _sample_rows(options: Options) -> Action:
-    label, rows = "Most rows to use", options.sample_rows
-    return Action("sample-rows", label, "EDIT", "sample_rows", (), rows, 1, MAX_SAMPLE_ROWS)
+def _sample_rows(rows: int) -> Action:
+    return Action("sample-rows", "Most rows to use", "EDIT", "sample_rows", (), rows, 1, MAX_SAMPLE_ROWS)

@@ -1,6 +1,6 @@
 """What PROFILE_DATA tells: the columns as JSON, issues, the summary, and what a person may choose."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +95,8 @@ def actions(intent: Mapping[str, Any], survey: Survey, target: Target | Unsure |
     settled = target if isinstance(target, Target) else None
     yield Action("confirm", "Go on with this", "CONFIRM")
     name = settled.column if settled else None
-    names = _targets(intent, survey)
+    useful = [look for look in survey.looks.values() if look.role != "CONSTANT" and len(look.name) <= LONGEST_NAME]
+    names = _targets(intent, [look.name for look in useful])
     yield Action("target", "Column to predict", "CHOOSE", "target", names, name, required=target is None)
     if isinstance(target, Unsure):
         yield Action("task", "What kind of prediction", "CHOOSE", "task", target.options, required=True)
@@ -118,13 +119,22 @@ def actions(intent: Mapping[str, Any], survey: Survey, target: Target | Unsure |
             yield Action(
                 f"dates-{place}", f"Dates of {quoted(look.name)}", "CHOOSE", f"dates.{look.name}", ways, DAY_FIRST
             )
+    yield from _leaving()
+
+
+def rescue(intent: Mapping[str, Any], columns: Iterable[str]) -> Iterator[Action]:
+    """Yields what may be done when the target is of no use."""
+    names = _targets(intent, [name for name in columns if len(name) <= LONGEST_NAME])
+    yield Action("target", "Column to predict", "CHOOSE", "target", names)
+    yield from _leaving()
+
+
+def _leaving() -> Iterator[Action]:
     yield Action("back-data", "Choose or read the data differently", "BACK", "DATA_SOURCE")
     yield Action("back-intent", "Say the objective differently", "BACK", "PARSE_INTENT")
     yield Action("abort", "End the run", "ABORT")
 
 
-def _targets(intent: Mapping[str, Any], survey: Survey) -> tuple[str, ...]:
+def _targets(intent: Mapping[str, Any], usable: Sequence[str]) -> tuple[str, ...]:
     likely = [candidate["column"] for candidate in intent.get("target_candidates") or ()]
-    usable = [look.name for look in survey.looks.values() if look.role != "CONSTANT" and len(look.name) <= LONGEST_NAME]
-    first = [name for name in likely if name in usable]
-    return tuple(dict.fromkeys([*first, *usable]))[:OFFERED]
+    return tuple(dict.fromkeys([*(name for name in likely if name in usable), *usable]))[:OFFERED]

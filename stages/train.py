@@ -11,6 +11,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from stages import costs, folding, portfolio, scheduling, scoring
 from stages.budget import Budget
@@ -30,6 +31,11 @@ Json = Any
 
 def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     """Does the stage's work. Raises Failed with INPUT_MISSING, BAD_EDIT, NO_ROWS, MEMORY_LIMIT or TRAINING_FAILED."""
+    with threadpool_limits(envelope.limits.threads):  # more than there are cores for spin, and the spinning costs
+        return _work(envelope, room, progress)
+
+
+def _work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     plan, selected = room.result_of("PREPROCESS"), room.result_of("MODEL_SELECT")
     choices = Choices(envelope.edits)
     more = choices.number("budget_s", LEAST_S, MOST_S)

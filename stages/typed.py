@@ -87,6 +87,7 @@ def _number(values: Array, decimal: str) -> Array | None:
         values = pc.replace_substring(pc.replace_substring(values, ".", ""), ",", ".")
     for kind in (pa.int64(), pa.float64()):
         try:
+            pc.cast(values.slice(0, LOOK), kind)  # a cast that fails makes an error of each value: dear on all of them
             cast = pc.cast(values, kind)
         except pa.ArrowInvalid:
             continue
@@ -120,16 +121,19 @@ def _all_match(values: Array, pattern: str) -> bool:
 
 def safe_names(given: Sequence[str]) -> tuple[list[str], list[int]]:
     """Returns names that are not empty, short, free of control characters and unique, and which were there twice."""
-    names: list[str] = []
-    taken: set[str] = set()
-    twice: list[int] = []
+    short = [plain(raw, MAX_NAME) or f"column_{at + 1}" for at, raw in enumerate(given)]
+    reserved, taken = set(short), set[str]()
     last: dict[str, int] = {}  # number given last to a name
-    for at, raw in enumerate(given):
-        name = plain(raw, MAX_NAME) or f"column_{at + 1}"
+    names: list[str] = []
+    twice: list[int] = []
+    for at, name in enumerate(short):
         if name in taken:
             twice.append(at)
-            last[name] = next(n for n in range(last.get(name, 1) + 1, len(given) + 2) if f"{name}_{n}" not in taken)
-            name = f"{name}_{last[name]}"
+            stem = name[: MAX_NAME - 8]
+            numbers = range(last.get(name, 1) + 1, 2 * len(short) + 2)
+            last[name] = next(number for number in numbers if f"{stem}_{number}" not in reserved)
+            name = f"{stem}_{last[name]}"
+            reserved.add(name)
         taken.add(name)
         names.append(name)
     return names, twice

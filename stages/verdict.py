@@ -151,11 +151,11 @@ def _caveats(trial: Trial, found: Verdicts, looks: Looks, threshold: bool) -> li
             f"There are only {counted(rows, 'test row')}: another choice of rows could give quite another figure."
         )
     if main.low is None or main.high is None:
-        said.append("Most resamples lack a class, so the main figure has no interval.")
+        said.append("A class has so few test rows that the main figure has no interval.")
     elif main.low == main.high:
         said.append(
-            f"The interval has no width because no test row was wrong; with {rows} rows, up to about "
-            f"{share(3, max(3, rows))} wrong would still go unnoticed."
+            "The interval has no width because no resample of the test rows did worse; with "
+            f"{counted(rows, 'row')}, errors in up to about {figure(300 / max(3, rows))} % could still go unnoticed."
         )
     elif found.lift.value > 0 and main.high - main.low > WIDE * found.lift.value:
         said.append(f"The interval is wide, {figure(main.low)} to {figure(main.high)}: more rows would narrow it.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
-from stages.contract import Failed
+from stages.contract import Action, Failed
 from stages.delimited import BadRow, understand_rows
 from stages.formats import too_large
 from stages.options import Options, bad
@@ -60,7 +60,9 @@ def read_workbook(path: Path, options: Options) -> SheetTable:
     """Finds the sheet and its names. Raises Failed: UNREADABLE_FILE, BAD_EDIT, NO_ROWS, FILE_TOO_LARGE."""
     sheets = _sheet_names(path)
     if options.sheet is not None and options.sheet not in sheets:
-        raise bad("sheet", f"There is no sheet {plain(options.sheet)}; there are {listed(sheets, 20)}.")
+        failed = bad("sheet", f"There is no sheet {plain(options.sheet)}; there are {listed(sheets, 20)}.")
+        failed.actions = (Action("sheet", "Which sheet?", "CHOOSE", "sheet", tuple(sheets)),)
+        raise failed
     sheet = options.sheet or _first_filled(path, sheets)
     head = [row for (_, row), _ in zip(_rows_of(path, sheet), range(LOOK_ROWS), strict=False)]
     if not head:

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 import urllib.parse
 from dataclasses import fields
 from pathlib import Path
@@ -74,7 +75,32 @@ def test_nobody_is_root_or_can_become_it(name: str) -> None:
 def test_the_image_itself_is_not_root_and_its_packages_are_pinned() -> None:
     assert DOCKERFILE.index("USER 10001:10001") < DOCKERFILE.index("CMD [")
     assert "--require-hashes -r requirements.lock" in DOCKERFILE
+    assert DOCKERFILE.count("pip install") == DOCKERFILE.count("--require-hashes") == 2
     assert all(CONTAINERS[name]["user"] == "10001:10001" for name in SERVICES)
+
+
+def test_only_the_terminal_has_the_programs_of_stages_and_commands_reach_them() -> None:
+    targets = {name: CONTAINERS[name]["build"]["target"] for name in SERVICES}
+    assert targets == {name: "terminal" if name == "terminal" else "service" for name in SERVICES}
+    assert {CONTAINERS[name]["image"] for name in SERVICES if name != "terminal"} == {"conductor:0.1.0"}
+    assert CONTAINERS["terminal"]["image"] == "conductor-terminal:0.1.0"
+    assert all(f"\nFROM base AS {target}\n" in DOCKERFILE for target in targets.values())
+    assert "COPY stages /opt/venv/lib/python3.11/site-packages/stages\n" in DOCKERFILE
+    told = environment("terminal")
+    assert told["TERMINAL_FOLDERS"] == "/opt/venv" and told["TERMINAL_PATH"].startswith("/opt/venv/bin:")
+    assert DOCKERFILE.count("FROM python:3.11-slim") == 2  # what is built in one runs in the other
+
+
+def pinned(lock: str) -> set[str]:
+    """Returns name==version of each package of a lock."""
+    return set(re.findall(r"^([\w.-]+==[^\s;]+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_the_lock_of_stages_holds_all_that_the_services_need_and_what_pyproject_names() -> None:
+    services, stages, develop = (pinned(f"requirements{name}.lock") for name in ("", "-stages", "-dev"))
+    assert services <= stages <= develop
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["stages"]
+    assert {re.split("[=><]", each)[0] for each in extra} <= {each.partition("==")[0] for each in stages}
 
 
 def test_only_the_edge_is_published_and_on_loopback_only() -> None:
@@ -140,7 +166,7 @@ def test_only_the_report_writer_writes_reports_and_only_conductor_the_log() -> N
 
 
 def test_the_terminal_writes_into_memory_of_a_limited_size_only() -> None:
-    assert mounts("terminal") == []
+    assert mounts("terminal") == [f"./data:{environment('terminal')['TERMINAL_DATA']}:ro"]
     sizes = {entry.split(":")[0]: entry for entry in CONTAINERS["terminal"]["tmpfs"]}
     assert all("size=" in entry for entry in sizes.values())
     workspaces = sizes[environment("terminal")["TERMINAL_WORKSPACES"]]

@@ -39,10 +39,15 @@ OTHERS = {
     "CONDUCTOR_DRAIN": ([bad for bad in SECONDS[0] if bad != "0"], SECONDS[1]),
     "CONDUCTOR_KEEP_FOR": (SECONDS[0][1:], SECONDS[1]),
     "CONDUCTOR_KEEP_TASKS": (NUMBERS[0][1:], NUMBERS[1]),
+    "REPORT_WRITER_KEEP_FILES": (SECONDS[0][1:], SECONDS[1]),
     "RESEARCHER_EXTRAS": (["Semantic", "all", "rerank semantic"], "names of rerank, semantic, separated by commas"),
+    "TERMINAL_PATH": (["", "bin", "/bin:", "/bin::/usr/bin", "~/bin", ":/bin"], "absolute folders, separated by ':'"),
     "TERMINAL_TIER": (["", "Best", " strong", "none", "weak"], "one of best, strong, standard, none-i-understand"),
 }
-FREE_TEXT = {"CONDUCTOR_INSTANCE", "RESEARCHER_ROOTS", "RESEARCHER_SOURCES", "TERMINAL_WORKSPACES", "TERMINAL_POLICY"}
+FREE_TEXT = {
+    *("CONDUCTOR_INSTANCE", "CONDUCTOR_STAGES", "RESEARCHER_ROOTS", "RESEARCHER_SOURCES"),
+    *("TERMINAL_DATA", "TERMINAL_FOLDERS", "TERMINAL_POLICY", "TERMINAL_WORKSPACES"),
+}
 
 
 def expected(name: str, value: Any) -> tuple[list[str], str]:
@@ -138,6 +143,22 @@ def test_roots_are_a_list_of_absolute_folders() -> None:
         Path("/c"),
     )
     assert load(ResearcherSettings, {"RESEARCHER_ROOTS": ""}).roots == ()
+
+
+def test_a_terminal_lends_no_folders_unless_told() -> None:
+    values = load(TerminalSettings, {})
+    assert (values.folders, values.data, values.path) == ((), (), "/usr/local/bin:/usr/bin:/bin")
+    environ = {"TERMINAL_FOLDERS": "/opt/a:b", "TERMINAL_DATA": "/srv/tables:", "TERMINAL_PATH": "/opt/a/bin:/bin"}
+    values = load(TerminalSettings, environ)
+    assert (values.folders, values.data) == ((Path("/opt/a"), Path.cwd() / "b"), (Path("/srv/tables"),))
+    assert values.path == "/opt/a/bin:/bin"
+
+
+def test_a_conductor_takes_a_gibibyte_and_our_own_stages_unless_told() -> None:
+    values = load(ConductorSettings, {})
+    assert (values.max_upload, values.stages) == (1024**3, None)
+    values = load(ConductorSettings, {"CONDUCTOR_MAX_UPLOAD": "10", "CONDUCTOR_STAGES": "ours.yaml"})
+    assert (values.max_upload, values.stages) == (10, Path.cwd() / "ours.yaml")
 
 
 def test_everything_is_kept_unless_a_limit_is_named() -> None:

@@ -95,7 +95,7 @@ class Boundary:
             streaming = _streaming(handler.unary_stream, self._enter, self._streams)
             return grpc.unary_stream_rpc_method_handler(streaming, **codec)
         if handler.request_streaming:
-            collecting = _collecting(handler.stream_unary, self._enter, self._streams)
+            collecting = _collecting(handler.stream_unary, self._enter, self._check, self._streams)
             return grpc.stream_unary_rpc_method_handler(collecting, **codec)
         return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, self._enter, self._unary), **codec)
 
@@ -105,6 +105,9 @@ class Boundary:
             header = str(dict(context.invocation_metadata() or ()).get(CORRELATION_HEADER, ""))
             given = header if CORRELATION_PATTERN.fullmatch(header) else new_id()
         correlation_id.set(given)
+        self._check(request)
+
+    def _check(self, request: Message | None) -> None:
         if request is None:
             raise _invalid("must be a message of this method, with text in UTF-8")
         validate(request)
@@ -203,18 +206,25 @@ def _streaming(
 
 
 def _collecting(
-    inner: Callable[..., Awaitable[Message]], enter: Callable[..., None], limit: _Limit
+    inner: Callable[..., Awaitable[Message]],
+    enter: Callable[..., None],
+    check: Callable[[Message | None], None],
+    limit: _Limit,
 ) -> Callable[..., Awaitable[Message]]:
     async def checked(requests: AsyncIterator[Message | None], context: Context) -> AsyncIterator[Message | None]:
+        entered = False
         async for request in requests:
-            enter(request, context)
+            if entered:
+                check(request)
+            else:
+                enter(request, context)
+            entered = True
             yield request
-            break
-        async for request in requests:
-            if request is None:
-                raise _invalid("must be messages of this method, with text in UTF-8")
-            validate(request)
-            yield request
+        if not entered:
+            enter(None, context)  # a stream of nothing is refused like what is no message
+        # The messages of a caller who is gone end like those of one who has sent all. To one who is gone nothing can be
+        # sent: this is cancelled then, before half of something is taken for the whole.
+        await context.send_initial_metadata(())
 
     async def call(requests: AsyncIterator[Message | None], context: Context) -> Message:
         try:

@@ -214,6 +214,7 @@ class ReportWriterSettings:
     listen: str = _setting(_address, "127.0.0.1:50054")
     root: Path = _setting(_path, "reports")
     max_bytes: int = _setting(_positive, str(8 * MIB))
+    keep_files: float | None = _setting(_unless_empty(_seconds), "")  # seconds a task's files are kept; None: for ever
     max_calls: int = _setting(_positive, "256")  # answered at once
     grace: float = _setting(_seconds, "10")
 

@@ -18,6 +18,7 @@ from conductor.v1 import conductor_pb2, event_pb2, task_pb2
 from google.protobuf.message import Message
 
 from services.common.errors import Reason, Refusal
+from services.conductor.errands import addressed
 from services.conductor.idempotency import key_of, repeat, request_key
 from services.conductor.lease import Lease
 from services.conductor.machines import MACHINES
@@ -25,7 +26,6 @@ from services.conductor.mailbox import NOT_READ, Caller, Mailbox, Note, Unsure
 from services.conductor.protocol import (
     CallWorker,
     CancelCall,
-    CancelStage,
     Command,
     Decision,
     Effect,
@@ -36,8 +36,6 @@ from services.conductor.protocol import (
     Proceed,
     Resume,
     Submit,
-    SubmitStage,
-    TellProject,
 )
 from services.conductor.slots import Flow, Slots
 from services.conductor.state.task import DEFAULT_DESKTOP
@@ -359,7 +357,7 @@ class Actor:
             if isinstance(effect, CancelCall):
                 self._router.cancel(effect.call_id)
             elif isinstance(effect, Errand):
-                self._run(effect)
+                self.mention(*addressed(effect))  # what is lost here, `driving` does again
             elif not self._owns(box):
                 return  # its owner does the rest
             elif isinstance(effect, CallWorker):
@@ -372,19 +370,6 @@ class Actor:
             else:
                 self._later(effect.after, box.key, Proceed())
 
-    def _run(self, errand: Errand) -> None:
-        """Passes something on between a project and the task of a stage. What is lost here, `driving` does again."""
-        match errand:
-            case SubmitStage():
-                caller = Caller(errand.stage.run.correlation_id)
-                self.mention(("task", errand.task_id), Submit(errand.request, stage=errand.stage), caller)
-            case CancelStage():
-                cancel = conductor_pb2.CancelTaskRequest(task_id=errand.task_id, reason="The run goes another way.")
-                self.mention(("task", errand.task_id), cancel, Caller(correlation_id=""))
-            case TellProject():
-                task = errand.task
-                self.mention(("project", task.project_id), errand.ended, Caller(task.correlation_id, task.scope))
-
     def mention(self, key: Key, command: Command, caller: Caller) -> None:
         """Has a command carried out whoever owns the task or project. Nobody waits; a refusal is no news."""
         if self._stopping:
@@ -392,6 +377,12 @@ class Actor:
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda answered: answered.cancelled() or answered.exception())
         self._post(key, Note(command, caller, reply))
+
+    def stages(self) -> Sequence[task_pb2.Task]:
+        """Returns the tasks of stages that this replica is at work on."""
+        boxes = [box for key, box in self._mailboxes.items() if key[0] == "task" and self._owns(box)]
+        states = [box.state for box in boxes if box.state is not None and not box.machine.finished(box.state)]
+        return [state.task for state in states if state.stage is not None]
 
     def _later(self, seconds: float, key: Key, command: Command) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(max(0.0, seconds), self._tell, key, command)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, report_writer_pb2, task_pb2
 from google.api import httpbody_pb2
-from google.protobuf import json_format
 
 from services.common.boundary import Context, correlation_id, new_id
 from services.common.errors import Reason, Refusal
@@ -19,7 +18,7 @@ from services.conductor.events import SNAPSHOT
 from services.conductor.intake import Intake
 from services.conductor.mailbox import Caller
 from services.conductor.protocol import ProjectCommand, RecordUpload, StartRun, Submit
-from services.conductor.state import task_state
+from services.conductor.state import edits, task_state
 from services.conductor.state.task import DEFAULT_DESKTOP
 from services.conductor.subscribe import SSE_CLOSING, SSE_OPEN, Filter, Subscriptions, sse
 from services.conductor.views import Views
@@ -27,7 +26,6 @@ from services.conductor.views import Views
 LAST_EVENT_ID = "last-event-id"
 MARKDOWN = "text/markdown; charset=utf-8"
 EVENT_STREAM = "text/event-stream"
-MAX_HINTS_BYTES = 64 * 1024
 MAX_SEQUENCE = 2**63 - 1
 
 SubscribeRequest = conductor_pb2.SubscribeEventsRequest | conductor_pb2.StreamEventsRequest
@@ -134,8 +132,10 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
     async def StartProject(
         self, request: conductor_pb2.StartProjectRequest, context: Context
     ) -> project_pb2.ProjectState:
-        if len(json_format.MessageToJson(request.options.hints).encode()) > MAX_HINTS_BYTES:
-            raise _invalid("options.hints", f"must be at most {MAX_HINTS_BYTES} bytes as JSON")
+        try:
+            edits.check_json(request.options.hints)
+        except ValueError as error:
+            raise _invalid("options.hints", str(error)) from None
         return await self._ask(request.project_id, StartRun(request, self._programs), _caller(request))
 
     async def CancelRun(self, request: conductor_pb2.CancelRunRequest, context: Context) -> project_pb2.ProjectState:

@@ -2,18 +2,20 @@
 
 A run goes on by messages between its project and the tasks of its stages (`protocol.Errand`). They are not in the log,
 but what they follow from is: a stage in progress names its task. So now and then every running project is looked at:
-a task that is not there is made, and one that has ended is told of again. Any replica may, all may at once: each of
-these changes nothing the second time.
+a task that is not there is made, and one that has ended is told of again. And a task at work that its project no
+longer waits for is cancelled. Any replica may, all may at once: each of these changes nothing the second time.
 """
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 from conductor.v1 import project_pb2, task_pb2
 
+from services.conductor.errands import addressed
 from services.conductor.mailbox import Caller
-from services.conductor.protocol import Command, Resume, Retell
+from services.conductor.protocol import CancelStage, Command, Resume, Retell
 from services.conductor.state import run, task_state
 from services.conductor.store.base import Key, Listing, Store, StoreUnavailable
 
@@ -24,10 +26,13 @@ PAGE = 200  # projects looked at at once
 
 
 class Told(Protocol):
-    """Carries out commands nobody waits for."""
+    """Carries out commands nobody waits for, and knows what it is at work on."""
 
     def mention(self, key: Key, command: Command, caller: Caller) -> None:
         """Has a command carried out."""
+
+    def stages(self) -> Sequence[task_pb2.Task]:
+        """Returns the tasks of stages that are at work here."""
 
 
 class Driving:
@@ -58,7 +63,9 @@ class Driving:
             await asyncio.sleep(self._seconds)
 
     async def look(self) -> None:
-        """Looks at all running projects once. Raises StoreUnavailable."""
+        """Looks at all running projects, and at the stages at work here, once. Raises StoreUnavailable."""
+        for task in self._actor.stages():
+            await self._look_after(task)
         before = None
         while True:
             listing = Listing("project", project_pb2.RUN_STATUS_RUNNING, before=before, limit=PAGE)
@@ -77,3 +84,9 @@ class Driving:
             self._actor.mention(("project", state.project_id), Resume(), caller)
         elif task_pb2.Task.FromString(row.state).status in task_state.TERMINAL:
             self._actor.mention(("task", task_id), Retell(), caller)
+
+    async def _look_after(self, task: task_pb2.Task) -> None:
+        row = await self._store.row(("project", task.project_id))
+        state = project_pb2.ProjectState() if row is None else project_pb2.ProjectState.FromString(row.state)
+        if not run.waits_for(state, task.task_id):
+            self._actor.mention(*addressed(CancelStage(task.task_id)))

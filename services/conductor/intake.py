@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 
-from conductor.v1 import conductor_pb2, project_pb2
+from conductor.v1 import conductor_pb2, project_pb2, report_writer_pb2
 
 from services.common.errors import Reason, Refusal
 from services.conductor.upload import PIECE_S, Send, Upload
@@ -31,30 +31,42 @@ class Intake:
     ) -> project_pb2.DataUpload:
         """Returns the upload once it is durable. Raises Refusal; then nothing of it is left."""
         upload_id, send = self._new_id(), self._send(correlation_id)
-        upload, size = Upload(send, upload_id, UPLOADED), 0
+        upload = Upload(send, upload_id, UPLOADED)
         try:
-            async for data in _pieces(first, rest):
-                size += len(data)
-                if size > self._max_bytes:
-                    text = (
-                        f"The upload is larger than the {self._max_bytes} bytes that are taken (CONDUCTOR_MAX_UPLOAD)."
-                    )
-                    raise Refusal(Reason.ERROR_REASON_UPLOAD_REFUSED, text, limit_bytes=self._max_bytes)
-                await upload.add(data)
-            if first.sha256 and first.sha256 != upload.sha256:
-                text = f"The upload has the SHA-256 {upload.sha256}, not the one it should have. Send it again."
-                raise Refusal(Reason.ERROR_REASON_UPLOAD_REFUSED, text, sha256=upload.sha256)
-            stored = await upload.finish()
+            stored = await self._stored(upload, first, rest)
         finally:
             if (left := upload.give_up()) is not None:
                 await send(left, PIECE_S)
-        if stored is None:
-            raise Refusal(Reason.ERROR_REASON_UPLOAD_REFUSED, "The upload is empty. Send the file as the body.")
-        if stored.HasField("error"):
-            raise Refusal.passing_on(stored.error)
         return project_pb2.DataUpload(
             name=first.name, size_bytes=stored.size_bytes, sha256=stored.sha256, upload_id=upload_id
         )
+
+    async def _stored(
+        self, upload: Upload, first: conductor_pb2.UploadDataRequest, rest: Requests
+    ) -> report_writer_pb2.Artifact:
+        size = 0
+        async for data in _pieces(first, rest):
+            size += len(data)
+            if size > self._max_bytes:
+                text = f"The upload is larger than the {self._max_bytes} bytes that are taken (CONDUCTOR_MAX_UPLOAD)."
+                raise _refused(text, limit_bytes=self._max_bytes)
+            await upload.add(data)
+            if upload.error is not None:  # the rest would be sent for nothing
+                raise Refusal.passing_on(upload.error)
+        if size == 0:
+            raise _refused("The upload is empty. Send the file as the body.")
+        if first.sha256 and first.sha256 != upload.sha256:
+            text = f"The upload has the SHA-256 {upload.sha256}, not the one it should have. Send it again."
+            raise _refused(text, sha256=upload.sha256)
+        stored = await upload.finish()
+        assert stored is not None  # noqa: S101  only nothing gives None
+        if stored.HasField("error"):
+            raise Refusal.passing_on(stored.error)
+        return stored
+
+
+def _refused(text: str, **metadata: object) -> Refusal:
+    return Refusal(Reason.ERROR_REASON_UPLOAD_REFUSED, text, **metadata)
 
 
 async def _pieces(first: conductor_pb2.UploadDataRequest, rest: Requests) -> AsyncIterator[bytes]:

@@ -18,6 +18,16 @@ MAX_THREADS = 256
 MIB = 1024 * 1024
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands there twice: YAML takes the last one, and nobody would hear of the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := {name for name in names if isinstance(name, str) and names.count(name) > 1}:
+            raise yaml.YAMLError(f"{', '.join(sorted(twice))} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path | None) -> Sequence[project_pb2.StageProgram]:
     """Returns the program of each stage, in order.
 
@@ -29,7 +39,7 @@ def load(path: Path | None) -> Sequence[project_pb2.StageProgram]:
     shown = "stages.yaml" if path is None else f"CONDUCTOR_STAGES={str(path)!r}"
     try:
         text = (OURS if path is None else path).read_text()
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{shown} cannot be read: {error}") from None
     names = [Stage.Name(stage).removeprefix("STAGE_") for stage in Stage.values() if stage]

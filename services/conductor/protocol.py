@@ -165,6 +165,7 @@ class CallWorker:
     Attributes:
         timeout: seconds the call may take.
         place: for a command's output. None: it is not kept whole.
+        again: whether the same was asked of a worker before.
     """
 
     call_id: str
@@ -172,6 +173,7 @@ class CallWorker:
     request: WorkerRequest
     timeout: float
     place: Place | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from conductor.v1 import error_pb2, event_pb2, project_pb2, terminal_pb2
 from google.protobuf import json_format, struct_pb2
 
 from services.common.errors import Reason, typed
-from services.conductor.pieces import GROWTH
-from services.conductor.protocol import MAX_OUTPUT_PROGRESS
+from services.conductor import plain
 from services.conductor.state import edits
 from services.conductor.state.run import folder_of
 
 CONTRACT = "stage/1"
 RESULT = "result.json"
+STDERR = "program.stderr"
 MAX_RESULT_BYTES = 1024 * 1024
 MAX_ARTIFACTS = 64
 MAX_ACTIONS = 600  # a wide table has a choice for each column
@@ -27,10 +27,14 @@ MAX_ISSUES = 200
 MAX_OPTIONS = 1000
 TEXT = 600  # characters of a summary, message or suggestion
 SHORT = 200  # of names, labels and values
-LINE_BYTES = 64 * 1024  # of a line of progress; a longer one is none
-ACTION_KINDS = frozenset(project_pb2.StageActionKind.keys())
-SEVERITIES = frozenset(project_pb2.IssueSeverity.keys())
-EXIT_CODES = (0, 2)  # with a result: it did its work, or says why not
+EXACT = 1024  # of fields and options, which come back as they were offered
+MAX_SECONDS = 1e9  # that a program may say it took
+MAX_MB = 2**33  # of memory, likewise
+MAX_COUNT = 2**53
+ACTION_KINDS = frozenset(project_pb2.StageActionKind.keys()[1:])
+SEVERITIES = frozenset(project_pb2.IssueSeverity.keys()[1:])
+STATUSES = ("OK", "NEEDS_INPUT", "FAILED")
+FAILED_EXIT = 2  # of a program that says why it could not do its work; 0 when it did
 MIB = 1024 * 1024
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -58,7 +62,11 @@ ENDS: Mapping[int, tuple[str, str]] = {
 }
 
 
-def envelope(call: event_pb2.StageCall, project_id: str, folders: Sequence[str]) -> bytes:
+class Unusable(Exception):
+    """A program ended well and left no result that can be used. The message says what is wrong with it."""
+
+
+def envelope(call: event_pb2.StageCall, folders: Sequence[str]) -> bytes:
     """Returns what a program is asked, as JSON."""
     run, program = call.run, call.program
     hints = edits.as_dict(run.options.hints)
@@ -66,7 +74,7 @@ def envelope(call: event_pb2.StageCall, project_id: str, folders: Sequence[str])
         hints.setdefault("budget_s", run.options.budget.ToNanoseconds() / 1e9)
     document = {
         "contract": CONTRACT,
-        "project_id": project_id,
+        "project_id": call.project_id,
         "run_id": run.run_id,
         "stage": project_pb2.Stage.Name(call.stage_id).removeprefix("STAGE_"),
         "attempt": call.attempt,
@@ -94,7 +102,7 @@ def memory_of(call: event_pb2.StageCall) -> int:
 
 def ended_badly(call: event_pb2.StageCall, result: terminal_pb2.CommandResult) -> error_pb2.TypedError | None:
     """Returns why a program left no result that counts; None when it should have left one."""
-    if result.end == terminal_pb2.COMMAND_END_EXITED and result.exit_code in EXIT_CODES:
+    if result.end == terminal_pb2.COMMAND_END_EXITED and result.exit_code in (0, FAILED_EXIT):
         return None
     if result.end == terminal_pb2.COMMAND_END_CANCELLED:
         text = "The stage's program was killed because the Terminal stopped. It is begun again."
@@ -106,36 +114,50 @@ def ended_badly(call: event_pb2.StageCall, result: terminal_pb2.CommandResult) -
 
 
 def read(
-    call: event_pb2.StageCall, task_id: str, text: bytes
+    call: event_pb2.StageCall, task_id: str, text: bytes, exit_code: int | None
 ) -> tuple[project_pb2.StageOutcome, error_pb2.TypedError | None]:
-    """Returns what a program found, and why it failed when it did. Raises ValueError when it left no result.
+    """Returns what a program found, and why it failed when it did. Raises Unusable.
 
     Args:
         text: of its result.json.
+        exit_code: of the program; None when it is not known any more.
     """
-    document = json.loads(text)
+    try:
+        return _read(call, task_id, json.loads(text), exit_code)
+    except (ValueError, RecursionError) as why:
+        raise Unusable(str(why)[:SHORT]) from why
+
+
+def _read(
+    call: event_pb2.StageCall, task_id: str, document: Any, exit_code: int | None
+) -> tuple[project_pb2.StageOutcome, error_pb2.TypedError | None]:
     stage = project_pb2.Stage.Name(call.stage_id).removeprefix("STAGE_")
     asked = (CONTRACT, stage, call.run.run_id, call.attempt)
     if not isinstance(document, dict) or asked != tuple(
         document.get(key) for key in ("contract", "stage", "run_id", "attempt")
     ):
         raise ValueError("it is not of this contract, stage and attempt")
-    metrics = _table(document.get("metrics"))
+    metrics = plain.table(document.get("metrics"))
     outcome = project_pb2.StageOutcome(
-        summary=_text(document.get("summary"), TEXT),
+        summary=plain.text(document.get("summary"), TEXT),
         needs_input=document.get("status") == "NEEDS_INPUT",
-        actions=[_action(one) for one in _rows(document.get("next_actions"), MAX_ACTIONS)],
-        issues=[_issue(one) for one in _rows(document.get("warnings"), MAX_ISSUES)],
-        peak_memory_bytes=int(_number(metrics.get("peak_mb")) * MIB),
+        actions=[_action(one) for one in plain.rows(document.get("next_actions"), MAX_ACTIONS)],
+        issues=[_issue(one) for one in plain.rows(document.get("warnings"), MAX_ISSUES)],
+        peak_memory_bytes=int((plain.number(metrics.get("peak_mb"), 0, MAX_MB) or 0) * MIB),
     )
-    outcome.cpu_time.FromNanoseconds(int(_number(metrics.get("cpu_s")) * 1e9))
-    outcome.wall_time.FromNanoseconds(int(_number(metrics.get("wall_s")) * 1e9))
-    outcome.artifacts.extend(_artifact(call, task_id, one) for one in _rows(document.get("artifacts"), MAX_ARTIFACTS))
-    if document.get("status") in ("OK", "NEEDS_INPUT"):
+    outcome.cpu_time.FromNanoseconds(int((plain.number(metrics.get("cpu_s"), 0, MAX_SECONDS) or 0) * 1e9))
+    outcome.wall_time.FromNanoseconds(int((plain.number(metrics.get("wall_s"), 0, MAX_SECONDS) or 0) * 1e9))
+    outcome.artifacts.extend(
+        _artifact(call, task_id, one) for one in plain.rows(document.get("artifacts"), MAX_ARTIFACTS)
+    )
+    if len({file.name for file in outcome.artifacts}) < len(outcome.artifacts):
+        raise ValueError("it names a file twice")
+    status = document.get("status")
+    if status not in STATUSES or exit_code not in (None, FAILED_EXIT if status == "FAILED" else 0):
+        raise ValueError("its status is not that of the exit code")  # it may be that of a process before
+    if status != "FAILED":
         return outcome, None
-    if document.get("status") != "FAILED":
-        raise ValueError("it has no status")
-    issue = _issue(_table(document.get("error")))
+    issue = _issue(plain.table(document.get("error")))
     outcome.issues.insert(0, issue)
     return outcome, _failed(call, issue.code or "STAGE_CRASHED", issue.message, issue)
 
@@ -161,10 +183,10 @@ def artifact(
 
 def _artifact(call: event_pb2.StageCall, task_id: str, given: Mapping[str, Any]) -> project_pb2.RunArtifact:
     name, sha256 = str(given.get("name")), str(given.get("sha256"))
-    if not NAME.fullmatch(name) or not SHA256.fullmatch(sha256) or name == RESULT:
+    if not NAME.fullmatch(name) or not SHA256.fullmatch(sha256) or name in (RESULT, STDERR):
         raise ValueError("it names a file that none may have, or without its SHA-256")
-    made = artifact(call, task_id, name, _text(given.get("title"), SHORT), str(given.get("media_type")))
-    made.sha256, made.size_bytes = sha256, int(_number(given.get("bytes")))
+    made = artifact(call, task_id, name, plain.text(given.get("title"), SHORT), str(given.get("media_type")))
+    made.sha256, made.size_bytes = sha256, int(plain.number(given.get("bytes"), 0, MAX_COUNT) or 0)
     return made
 
 
@@ -173,36 +195,45 @@ def _action(given: Mapping[str, Any]) -> project_pb2.StageAction:
     if kind not in ACTION_KINDS:
         raise ValueError("it offers an action of a kind that there is not")
     action = project_pb2.StageAction(
-        id=_text(given.get("id"), SHORT),
-        label=_text(given.get("label"), TEXT),
+        id=plain.text(given.get("id"), SHORT),
+        label=plain.text(given.get("label"), TEXT),
         kind=project_pb2.StageActionKind.Value(kind),
-        field=str(given.get("field", ""))[:1024],
-        options=[str(one)[:1024] for one in _list(given.get("options"))[:MAX_OPTIONS]],
+        field=plain.exact(given.get("field"), EXACT),
+        options=[plain.exact(one, EXACT) for one in plain.sequence(given.get("options"), MAX_OPTIONS)],
         many=given.get("many") is True,
         required=given.get("required") is True,
     )
     for bound in ("minimum", "maximum"):
-        if bound in given:
-            setattr(action, bound, _number(given[bound]))
-    if given.get("default") is not None:
-        json_format.ParseDict(given["default"], action.default_value)
+        if (number := plain.number(given.get(bound))) is not None:
+            setattr(action, bound, number)
+    if (default := _default(given.get("default"))) is not None:
+        json_format.ParseDict(default, action.default_value)
     return action
+
+
+def _default(value: Any) -> Any:
+    """Returns a default that can be shown: a text, number, truth value, or list of such. None when it is none."""
+    if isinstance(value, list):
+        return [one for one in map(_default, value[:MAX_OPTIONS]) if one is not None and not isinstance(one, list)]
+    if isinstance(value, bool):
+        return value
+    return plain.exact(value, EXACT) if isinstance(value, str) else plain.number(value)
 
 
 def _issue(given: Mapping[str, Any]) -> project_pb2.StageIssue:
     severity = f"ISSUE_SEVERITY_{given.get('severity')}"
     known = severity in SEVERITIES
     issue = project_pb2.StageIssue(
-        code=_text(given.get("code"), 64),
+        code=plain.text(given.get("code"), 64),
         severity=project_pb2.IssueSeverity.Value(severity) if known else project_pb2.ISSUE_SEVERITY_WARN,
-        message=_text(given.get("message"), TEXT),
-        column=_text(given.get("column"), SHORT),
-        value=_text(given.get("value"), SHORT),
-        suggestion=_text(given.get("suggestion"), TEXT),
+        message=plain.text(given.get("message"), TEXT),
+        column=plain.text(given.get("column"), SHORT),
+        value=plain.text(given.get("value"), SHORT),
+        suggestion=plain.text(given.get("suggestion"), TEXT),
     )
     for name in ("row", "count"):
-        if name in given:
-            setattr(issue, name, int(_number(given[name])))
+        if (number := plain.number(given.get(name), 0, MAX_COUNT)) is not None:
+            setattr(issue, name, int(number))
     return issue
 
 
@@ -220,91 +251,6 @@ def _failed(
 
 def _name(call: event_pb2.StageCall) -> str:
     return project_pb2.Stage.Name(call.stage_id).removeprefix("STAGE_")
-
-
-def _text(value: Any, most: int) -> str:
-    """Returns a text without control characters but tab and line ends, at most so many characters."""
-    kept = "".join(c for c in str(value or "") if c in "\t\n" or (c.isprintable() and c != "\x7f"))
-    return kept[:most]
-
-
-def _number(value: Any) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
-    return max(0.0, float(value)) if good else 0.0
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _rows(value: Any, most: int) -> list[Mapping[str, Any]]:
-    return [_table(one) for one in _list(value)[:most]]
-
-
-class Lines:
-    """Reads what a program says of its progress, one JSON object a line; keeps the newest until it is told.
-
-    Args:
-        interval: seconds the first piece lasts.
-    """
-
-    def __init__(self, call_id: str, interval: float) -> None:
-        self._call_id = call_id
-        self._interval = interval
-        self._told = 0
-        self._rest = b""
-        self._newest: project_pb2.StageProgress | None = None
-
-    @property
-    def pause(self) -> float | None:
-        """Seconds until the next piece; None when there is nothing to tell before the end."""
-        if self._newest is None or self._told >= MAX_OUTPUT_PROGRESS - 1:
-            return None
-        return float(self._interval * GROWTH**self._told)
-
-    def add(self, data: bytes) -> None:
-        """Takes what was written to standard output."""
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest if len(rest) <= LINE_BYTES else b""
-        for line in lines:
-            if (progress := _progress(line)) is not None:
-                self._newest = progress
-
-    def take(self, last: bool = False) -> event_pb2.TaskProgress | None:
-        """Returns the next piece, None when there is none. `last` changes nothing: no line is half a one."""
-        newest, self._newest = self._newest, None
-        if newest is None:
-            return None
-        self._told += 1
-        message = newest.detail or f"{newest.percent:.0f} %: {newest.phase}"
-        return event_pb2.TaskProgress(message=message, call_id=self._call_id, stage=newest)
-
-
-def _progress(line: bytes) -> project_pb2.StageProgress | None:
-    try:
-        given = _table(json.loads(line))
-    except ValueError:  # also of bytes that are no UTF-8: a library of the program may print what it likes
-        return None
-    if given.get("event") != "progress":
-        return None
-    progress = project_pb2.StageProgress(
-        percent=min(100.0, _number(given.get("pct"))),
-        phase=_text(given.get("phase"), SHORT),
-        detail=_text(given.get("detail"), SHORT),
-        candidate=_text(given.get("candidate"), SHORT),
-    )
-    for name in ("done", "total"):
-        if name in given:
-            setattr(progress, name, int(min(_number(given[name]), 2**31)))
-    if isinstance(given.get("best"), int | float):
-        progress.best = float(given["best"])
-    if "budget_share" in given:
-        progress.budget_share = _number(given["budget_share"])
-    return progress
 
 
 def path_of(file: project_pb2.RunArtifact) -> str:

@@ -6,9 +6,9 @@ be done twice, and then does the same twice.
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -21,6 +21,7 @@ from services.conductor import stage_result
 from services.conductor.intake import UPLOADED
 from services.conductor.lines import Method, sending, single
 from services.conductor.protocol import CallWorker
+from services.conductor.stage_progress import Lines
 from services.conductor.state.run import folder_of
 from services.conductor.telling import Telling
 from services.conductor.upload import Send, Upload
@@ -30,7 +31,6 @@ FILE_S = 600.0  # for one file to be read or written
 ASK_S = 30.0
 STDERR_BYTES = 64 * 1024  # the end of it, of a program that crashed
 ENVELOPE = "envelope.json"
-STDERR = "program.stderr"
 WORKSPACE_BYTES = 4 * 1024**3
 FILE_BYTES = 1024**3
 
@@ -66,12 +66,20 @@ class Stages:
         """Does it. Raises AioRpcError and Refusal when the Terminal or the ReportWriter cannot be used."""
         task_id = call.place.task_id if call.place is not None else call.call_id
         room = _Room(self._terminal, f"run-{stage.run.run_id}", stage.run.correlation_id)
-        await self._bring(room, stage)
-        result, errors = await self._run(room, call, stage, tell)
         keep = _Keeping(room, self._send(stage.run.correlation_id), stage, task_id)
+        await self._bring(room, stage)
+        if call.again:
+            # It may have been the keeping of what was found that failed. Done twice it would not be found byte by byte.
+            with contextlib.suppress(stage_result.Unusable):
+                return await keep.result(None)
+        result, errors = await self._run(room, call, stage, tell)
         if (error := stage_result.ended_badly(stage, result)) is not None:
             return event_pb2.WorkerResult(error=error, stage=await keep.crash(errors))
-        return await keep.result()
+        try:
+            return await keep.result(result.exit_code)
+        except stage_result.Unusable as why:
+            error = stage_result.no_result(stage, str(why))
+            return event_pb2.WorkerResult(error=error, stage=await keep.crash(errors))
 
     async def _bring(self, room: "_Room", stage: event_pb2.StageCall) -> None:
         """Makes sure that the run's folder has what the stage may need."""
@@ -81,20 +89,20 @@ class Stages:
                 await self._restore(room, stage_result.path_of(file), file.task_id, file.name, file.sha256)
         for upload in stage_result.chosen_data(stage):
             await self._restore(room, f"uploads/{upload.name}", upload.upload_id, UPLOADED, upload.sha256)
-        document = stage_result.envelope(stage, stage.run.run_id, abilities.data_folders)
+        document = stage_result.envelope(stage, abilities.data_folders)
         await room.write(ENVELOPE, _once(document), hashlib.sha256(document).hexdigest())
 
     async def _restore(self, room: "_Room", path: str, task_id: str, name: str, sha256: str) -> None:
         if await room.has(path, sha256):
             return
         file = report_writer_pb2.Artifact(name=name, sha256=sha256)
-        async with aclosing(self._fetch(task_id, file, room.correlation_id)) as data:
+        async with contextlib.aclosing(self._fetch(task_id, file, room.correlation_id)) as data:
             await room.write(path, data, sha256)
 
     async def _run(
         self, room: "_Room", call: CallWorker, stage: event_pb2.StageCall, tell: Tell
     ) -> tuple[terminal_pb2.CommandResult, bytes]:
-        lines = stage_result.Lines(call.call_id, self._interval)
+        lines = Lines(call.call_id, self._interval)
         telling, errors = Telling(lines, tell), bytearray()
         try:
             async with room.run(call, _command(stage), call.timeout) as responses:
@@ -176,37 +184,50 @@ class _Keeping:
         self._stage = stage
         self._task_id = task_id
 
-    async def result(self) -> event_pb2.WorkerResult:
-        """Stores its result and all files that this names."""
-        text = bytearray()
+    async def result(self, exit_code: int | None) -> event_pb2.WorkerResult:
+        """Stores its result and all files that this names. Raises Unusable.
+
+        Args:
+            exit_code: of its program; None when it is not known any more.
+        """
         try:
-            async for piece in self._room.read(f"{folder_of(self._stage.stage_id)}/{stage_result.RESULT}"):
-                text += piece
-                if len(text) > stage_result.MAX_RESULT_BYTES:
-                    raise ValueError("it is too large")
-            outcome, error = stage_result.read(self._stage, self._task_id, bytes(text))
+            text = await self._text()
+            outcome, error = stage_result.read(self._stage, self._task_id, text, exit_code)
             document = self._file(stage_result.RESULT, "All that the stage found", "application/json")
-            await self._store(document, _once(bytes(text)))
+            await self._store(document, _once(text))
             for file in outcome.artifacts:
                 sha256 = file.sha256
                 await self._store(file, self._room.read(stage_result.path_of(file)))
                 if file.sha256 != sha256:
-                    raise ValueError(f"{file.name} has another SHA-256 than it says")
-        except (ValueError, RecursionError) as why:
-            return event_pb2.WorkerResult(error=stage_result.no_result(self._stage, str(why)))
+                    raise stage_result.Unusable(f"{file.name} has another SHA-256 than it says")
         except grpc.aio.AioRpcError as gone:
             if not _is_missing(gone):
                 raise
-            return event_pb2.WorkerResult(error=stage_result.no_result(self._stage, "a file it names is not there"))
+            raise stage_result.Unusable("it, or a file it names, is not there") from gone
         outcome.artifacts.insert(0, document)
         return event_pb2.WorkerResult(error=error, stage=outcome)
+
+    async def _text(self) -> bytes:
+        text = bytearray()
+        path = f"{folder_of(self._stage.stage_id)}/{stage_result.RESULT}"
+        async with contextlib.aclosing(self._room.read(path)) as pieces:
+            async for piece in pieces:
+                text += piece
+                if len(text) > stage_result.MAX_RESULT_BYTES:
+                    raise stage_result.Unusable(f"it is larger than {stage_result.MAX_RESULT_BYTES} bytes")
+        return bytes(text)
 
     async def crash(self, errors: bytes) -> project_pb2.StageOutcome | None:
         """Stores the last words of a program that crashed, if there are any."""
         if not errors:
             return None
-        file = self._file(STDERR, "What the program wrote to standard error", "text/plain")
-        await self._store(file, _once(errors))
+        file = self._file(stage_result.STDERR, "What the program wrote to standard error", "text/plain")
+        try:
+            await self._store(file, _once(errors))
+        except Refusal as refusal:
+            if refusal.error.reason != Reason.ERROR_REASON_REPORT_CONFLICT:
+                raise
+            return None  # those of a process before stand there: how this one ended is more than its words
         return project_pb2.StageOutcome(artifacts=[file])
 
     def _file(self, name: str, title: str, media_type: str) -> project_pb2.RunArtifact:
@@ -222,7 +243,7 @@ class _Keeping:
             if (left := upload.give_up()) is not None:
                 await asyncio.shield(self._send(left, ASK_S))
         if stored is None:
-            raise ValueError(f"{file.name} is empty")
+            raise stage_result.Unusable(f"{file.name} is empty")
         if stored.HasField("error"):
             raise Refusal.passing_on(stored.error)
         file.size_bytes, file.sha256 = stored.size_bytes, stored.sha256

@@ -42,8 +42,13 @@ class Upload:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what was added so far, as far as it is sent."""
+        """SHA-256 of what was added so far, or until there was an error."""
         return self._sha256.hexdigest()
+
+    @property
+    def error(self) -> error_pb2.TypedError | None:
+        """Why it cannot be stored, once that is known."""
+        return self._error
 
     async def add(self, data: bytes) -> None:
         """Takes what was read. Waits when too much is on its way, until it is stored or given up."""

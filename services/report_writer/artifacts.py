@@ -7,6 +7,7 @@ gives: any replica may take the next piece, and a piece that is sent again finds
 import codecs
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from conductor.v1 import report_writer_pb2
 
 from services.report_writer.files import PARTS, Folder
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30  # of one file
 BLOCK_BYTES = 1 << 20  # read at once
@@ -35,10 +38,15 @@ class Different(Exception):
 
 
 class Artifacts:
-    """The files of all tasks below one reports folder. Every method but the first may raise NotAReport and OSError."""
+    """The files of all tasks below one reports folder. Every method but the first may raise NotAReport and OSError.
 
-    def __init__(self, folder: Folder) -> None:
+    Args:
+        keep_s: seconds that a task's files are kept after the last of them was written; None: for ever.
+    """
+
+    def __init__(self, folder: Folder, keep_s: float | None) -> None:
         self._folder = folder
+        self._keep_s = keep_s
         self._next_sweep = 0.0
 
     def add(self, task_id: str, name: str, offset: int, data: bytes) -> None:
@@ -55,6 +63,7 @@ class Artifacts:
 
         Raises Gap, and Different when the pieces have not this SHA-256 or another file stands there.
         """
+        self._sweep()
         # Looks first: a repeat must succeed on a full disk too.
         with contextlib.suppress(FileNotFoundError):
             return self._standing(task_id, name, sha256), True
@@ -136,6 +145,8 @@ class Artifacts:
         self._next_sweep = time.monotonic() + SWEEP_S
         with contextlib.suppress(FileNotFoundError), self._folder.inner(PARTS) as parts:
             parts.remove_older(PART_S)
+        if self._keep_s is not None and (removed := self._folder.remove_folders_older(self._keep_s)):
+            log.info("removed the files of %d tasks that were kept long enough", removed)
 
 
 def _part_name(task_id: str, name: str) -> str:

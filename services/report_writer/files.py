@@ -118,6 +118,21 @@ class Folder:
         for name in old:
             self.remove(name)
 
+    def remove_folders_older(self, seconds: float) -> int:
+        """Removes the folders to whose files nobody has written for so long, with those files. Returns how many."""
+        with os.scandir(self._fd) as entries:
+            names = [entry.name for entry in entries if entry.name != PARTS and entry.is_dir(follow_symlinks=False)]
+        return sum(self._remove_folder(name, seconds) for name in names)
+
+    def _remove_folder(self, name: str, seconds: float) -> bool:
+        try:
+            with self.inner(name) as inner:
+                inner.remove_older(seconds)
+            os.rmdir(name, dir_fd=self._fd)
+        except (OSError, NotAReport, ValueError):  # it is in use, or nothing of ours
+            return False
+        return True
+
     def sync(self) -> None:
         """Makes the names in the folder durable."""
         os.fsync(self._fd)

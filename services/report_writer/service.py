@@ -4,28 +4,26 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 from collections.abc import AsyncIterator
-from typing import Any
 
 from conductor.v1 import report_writer_pb2, report_writer_pb2_grpc
 
 from services.common.boundary import Context, correlation_id
 from services.common.errors import Reason, Refusal
-from services.report_writer import report, run_report
+from services.report_writer import report, run_found, run_report
 from services.report_writer.artifacts import MAX_BYTES, Artifacts, Different, Gap
 from services.report_writer.files import Folder, NotAReport
 from services.report_writer.findings import NAME as FINDINGS
 from services.report_writer.findings import findings_json
+from services.report_writer.run_values import MAX_RESULT_BYTES, parsed
 
 log = logging.getLogger(__name__)
 
 FULL_NAME = "conductor.v1.ReportWriter"
 CHUNK_BYTES = 64 * 1024  # of a file in one message
 RESULT = "result.json"  # what a stage found
-MAX_RESULT_BYTES = 1024 * 1024
 
 
 class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
@@ -34,12 +32,13 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
     Args:
         folder: where reports are stored.
         max_bytes: size of the largest report, in bytes.
+        keep_files: seconds that a task's files, not its report, are kept; None: for ever.
     """
 
-    def __init__(self, folder: Folder, max_bytes: int) -> None:
+    def __init__(self, folder: Folder, max_bytes: int, keep_files: float | None = None) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._artifacts = Artifacts(folder)
+        self._artifacts = Artifacts(folder, keep_files)
 
     async def WriteReport(
         self, request: report_writer_pb2.WriteReportRequest, context: Context
@@ -135,19 +134,24 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
         return self._write_content(request, content, findings)
 
     def _write_run(self, request: report_writer_pb2.WriteRunReportRequest) -> report_writer_pb2.WriteReportResponse:
-        content = report.sealed(request, run_report.body(request, self._results(request)))
+        content = report.sealed(request, run_report.body(request, self._left(request)))
         self._check_size(content)
         return self._write_content(request, content, None)
 
-    def _results(self, request: report_writer_pb2.WriteRunReportRequest) -> run_report.Results:
-        """Reads what the stages found from the files they left. Raises Refusal."""
-        found = {}
+    def _left(self, request: report_writer_pb2.WriteRunReportRequest) -> run_found.Left:
+        """Reads what the stages left, None where that is nothing to be read.
+
+        Raises Refusal when a file is gone, or has no name that a file of a task can have.
+        """
+        left = {}
         for file in (*request.run.artifacts, *request.outcome.artifacts):
             if file.name == RESULT and not file.stale:
+                if not run_found.linkable(file):
+                    raise _nameless()
                 wanted = report_writer_pb2.GetArtifactRequest(task_id=file.task_id, name=file.name, sha256=file.sha256)
                 with os.fdopen(self._open_artifact(wanted), "rb") as opened:
-                    found[file.stage_id] = json.loads(opened.read(MAX_RESULT_BYTES)).get("result", {})
-        return found
+                    left[file.stage_id] = parsed(opened.read(MAX_RESULT_BYTES + 1))
+        return left
 
     def _check_size(self, content: bytes) -> None:
         if len(content) > self._max_bytes:
@@ -229,6 +233,11 @@ def _logged(response: report_writer_pb2.WriteReportResponse) -> report_writer_pb
     again = " as before" if response.already_existed else ""
     log.info("%s, %d bytes%s, correlation_id=%s", response.path, response.size_bytes, again, correlation_id.get())
     return response
+
+
+def _nameless() -> Refusal:
+    field, what = "run.artifacts.task_id", "must be the id of a task"
+    return Refusal(Reason.ERROR_REASON_INVALID_REQUEST, f"{field}: {what}.", [(field, what)], field=field)
 
 
 def _too_large(what: str, size: int, limit: int) -> Refusal:

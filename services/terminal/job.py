@@ -17,6 +17,7 @@ class Setting(TypedDict):
     separate_uid: bool  # each command has a user of its own
     minimum_abi: int  # of Landlock
     paths: list[tuple[str, int]]  # what may be used beyond the workspace, with Landlock rights
+    data: list[str]  # of the paths, those of folders in which nothing may run
     workspace_execute: bool  # whether programs in the workspace may run
 
 

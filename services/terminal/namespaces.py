@@ -114,7 +114,8 @@ def build(setting: Setting) -> None:
     kernel.mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | executable, _SCRATCH)  # noqa: S108
     for path, _ in setting["paths"]:  # after /tmp, where some of them may be
         if not path.startswith("/dev/") and not os.path.lexists(path):  # a file in a folder is there with the folder
-            _show(path)
+            # Below /tmp, which is the command's own, Landlock would not keep what is there from being run.
+            _show(path, _ATTR_NOEXEC if path in setting["data"] else 0)
     _devices()
     os.mkdir(PROC, 0o555)
     kernel.mount("proc", PROC, "proc", _NOSUID | _NODEV | _NOEXEC, None)
@@ -131,7 +132,7 @@ def furnish(job: Job) -> None:
     _attributes("/", _ATTR_RDONLY, 0)
 
 
-def _show(path: str) -> None:
+def _show(path: str, attributes: int) -> None:
     """Makes a path of the old root visible, read-only: a link as a link, all else as what it is."""
     try:
         found = os.lstat(_OLD + path)
@@ -141,7 +142,7 @@ def _show(path: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(os.readlink(_OLD + path), path)
     else:
-        _bind(path, _ATTR_NOSUID | _ATTR_NODEV | _ATTR_RDONLY)
+        _bind(path, _ATTR_NOSUID | _ATTR_NODEV | _ATTR_RDONLY | attributes)
 
 
 def _bind(path: str, attributes: int) -> None:

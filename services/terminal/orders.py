@@ -138,6 +138,7 @@ def setting(policy: Policy, programs: Programs) -> Setting:
         "separate_uid": policy.separate_uid,
         "minimum_abi": policy.minimum_abi,
         "paths": list(policy.paths),
+        "data": list(policy.data),
         "workspace_execute": programs.workspace,
     }
 

@@ -46,6 +46,7 @@ class Policy:
     minimum_abi: int  # of Landlock
     paths: tuple[tuple[str, int], ...]  # what may be used beyond the workspace, with Landlock rights
     listed: bool = False  # the operator says which programs may run, and Landlock holds descendants to it
+    data: tuple[str, ...] = ()  # of the paths, those of folders in which nothing may run
 
     def not_enforced(self, landlock_abi: int) -> tuple[str, ...]:
         """Returns what this policy leaves open on this kernel, one sentence each."""
@@ -84,7 +85,12 @@ def of_tier(tier: str, executables: tuple[str, ...] | None, folders: Folders = F
     """
     separate = os.geteuid() == 0
     minimum = (3 if separate else 6) if tier == "standard" else 0
-    return Policy(tier, separate, minimum, tuple(_paths(executables, folders)), listed=executables is not None)
+    data = tuple(
+        each for each in folders.data if not any(f"{path}/".startswith(f"{each}/") for path in folders.programs)
+    )
+    return Policy(
+        tier, separate, minimum, tuple(_paths(executables, folders)), listed=executables is not None, data=data
+    )
 
 
 def allowed(

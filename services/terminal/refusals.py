@@ -64,6 +64,15 @@ def no_file(name: str, path: str) -> Refusal:
     return Refusal(Reason.ERROR_REASON_FILE_NOT_FOUND, text, workspace=name, path=path[:200])
 
 
+def no_place(name: str, path: str) -> Refusal:
+    """A path that no file can be written to."""
+    text = (
+        "No file can be written there: name a path below the workspace without empty parts, `.` and `..`, that leads "
+        "through folders only, and to no folder."
+    )
+    return Refusal(Reason.ERROR_REASON_FILE_NOT_FOUND, text, workspace=name, path=path[:200])
+
+
 def missing(field: str) -> Refusal:
     """The first message of a stream lacks what only that one says."""
     what = "must be given on the first message"

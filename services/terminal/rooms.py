@@ -55,8 +55,8 @@ class Rooms:
             os.close(self._root)
             self._root = -1
 
-    def take(self, name: str, uid: int) -> Workspace:
-        """Returns a workspace for a command's user (0: the own one); `give_back` it.
+    def take(self, name: str, uid: int | None) -> Workspace:
+        """Returns a workspace for a command's user (0: the own one; None: whose it is); `give_back` it.
 
         Args:
             name: of a named one, made if there is none; "" for one of the command's own.

@@ -11,7 +11,7 @@ from google.protobuf import timestamp_pb2
 
 from services.common.boundary import Context, correlation_id
 from services.common.config import TerminalSettings
-from services.terminal import limits, refusals
+from services.terminal import limits, refusals, threads
 from services.terminal.calls import Calls
 from services.terminal.delivery import Delivery
 from services.terminal.globs import Globs
@@ -61,11 +61,12 @@ class TerminalService(terminal_pb2_grpc.TerminalServicer):
 
     async def StatFile(self, request: terminal_pb2.ReadFileRequest, context: Context) -> terminal_pb2.OutputFile:
         """Tells size and SHA-256 of a file of a named workspace; see the contract."""
-        fd = await asyncio.to_thread(self._sandbox.rooms.open_file, request.workspace, request.path)
-        with os.fdopen(fd, "rb") as file:
-            sha256 = await asyncio.to_thread(hashlib.file_digest, file, "sha256")
-            size = os.fstat(fd).st_size
-        return terminal_pb2.OutputFile(path=request.path, size_bytes=size, sha256=sha256.hexdigest())
+        return await asyncio.to_thread(self._stat, request.workspace, request.path)
+
+    def _stat(self, workspace: str, path: str) -> terminal_pb2.OutputFile:
+        with os.fdopen(self._sandbox.rooms.open_file(workspace, path), "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return terminal_pb2.OutputFile(path=path, size_bytes=file.tell(), sha256=sha256)
 
     async def WriteFile(
         self, requests: AsyncIterator[terminal_pb2.WriteFileRequest], context: Context
@@ -75,19 +76,17 @@ class TerminalService(terminal_pb2_grpc.TerminalServicer):
         for name in ("workspace", "path"):
             if not getattr(first, name):
                 raise refusals.missing(name)
-        room = await asyncio.to_thread(self._sandbox.rooms.take, first.workspace, 0)
-        delivery = Delivery(room, first.workspace, first.path, self._settings.max_file_size_bytes)
+        delivery = Delivery(self._sandbox.rooms, first.workspace, first.path, self._settings)
         try:
-            await asyncio.to_thread(delivery.open)
-            await asyncio.to_thread(delivery.write, first.data)
+            await threads.to_its_end(delivery.open)
+            await threads.to_its_end(delivery.write, first.data)
             async for request in requests:
-                await asyncio.to_thread(delivery.write, request.data)
-            sha256 = await asyncio.to_thread(delivery.finish, first.sha256)
+                await threads.to_its_end(delivery.write, request.data)
+            sha256 = await threads.to_its_end(delivery.finish, first.sha256)
         except OSError as error:
             raise refusals.unavailable("workspace", error.errno) from error
         finally:
-            await asyncio.to_thread(delivery.close)
-            await asyncio.to_thread(self._sandbox.rooms.give_back, room)
+            await threads.to_its_end(delivery.close)
         return terminal_pb2.OutputFile(path=first.path, size_bytes=delivery.size, sha256=sha256)
 
     async def RemoveWorkspace(

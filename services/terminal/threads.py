@@ -1,9 +1,16 @@
-"""Threads that are there before they are needed."""
+"""Threads that are there before they are needed, and work in them that nobody leaves before its end."""
 
+import asyncio
+import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 from services.common.config import ConfigError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 COUNT = 16  # launches, ends of commands, and reads of files at once; each waits for the disk most of its time
 
@@ -27,3 +34,16 @@ def started(count: int = COUNT) -> ThreadPoolExecutor:
     finally:
         all_run.set()
     return pool
+
+
+async def to_its_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls in a thread. Waits for the end even when cancelled, so that nothing is closed that the call still uses."""
+    work = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        work.exception()  # nobody else will ask for it
+        raise

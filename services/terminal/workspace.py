@@ -126,7 +126,7 @@ def open_root(path: Path, mode: int) -> int:
     return root
 
 
-def create(root: int, name: str, uid: int) -> Workspace:
+def create(root: int, name: str, uid: int | None) -> Workspace:
     """Makes an empty workspace for a user (0: the own one). Raises OSError; then nothing is left of it."""
     _mend(root)
     os.mkdir(name, 0o700, dir_fd=root)
@@ -138,11 +138,11 @@ def create(root: int, name: str, uid: int) -> Workspace:
         raise
 
 
-def adopt(root: int, name: str, uid: int) -> Workspace:
+def adopt(root: int, name: str, uid: int | None) -> Workspace:
     """Opens a named workspace for a user (0: the own one), makes it when there is none, and empties its inputs.
 
-    All in `work/` is the user's then, whoever's it was; see folders.hand_over. No process may be using it. Raises
-    OSError.
+    All in `work/` is the user's then, whoever's it was; see folders.hand_over. Without a user it stays whose it is. No
+    process may be using it. Raises OSError.
     """
     _mend(root)
     try:
@@ -167,7 +167,7 @@ def _mend(root: int) -> None:
         os.fchmod(root, 0o700 | mode & 0o011)
 
 
-def _open(root: int, name: str, uid: int) -> Workspace:
+def _open(root: int, name: str, uid: int | None) -> Workspace:
     with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
         folder = folders.open_unlocked(root, name)
         always.callback(os.close, folder)
@@ -177,7 +177,8 @@ def _open(root: int, name: str, uid: int) -> Workspace:
         on_failure.callback(os.close, inputs)
         folders.empty(inputs)
         os.fchmod(inputs, 0o555)
-        folders.hand_over(work, uid, UIDS, MOST_ENTRIES)
+        if uid is not None:
+            folders.hand_over(work, uid, UIDS, MOST_ENTRIES)
         if uid:
             os.fchmod(folder, 0o711)  # to pass through, and not to list
         on_failure.pop_all()

@@ -258,8 +258,10 @@ class ConductorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UploadData(self, request_iterator, context):
-        """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
-        of the same name takes its place for later runs.
+        """Uploads a file of data to a project, piece by piece; answers once it is durable. One of the same name takes its
+        place for later runs. Over HTTP the body is the file as it is, of any content type, with a length or in chunks; PUT
+        and POST do the same: `curl -T data.csv http://127.0.0.1:8080/api/projects/p/data/data.csv`. `sha256` is a query
+        parameter there. What is cut off leaves nothing behind.
         Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -108,8 +108,10 @@ class ConductorStub:
     Errors: INVALID_REQUEST, NO_RUN, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     UploadData: _grpc.StreamUnaryMultiCallable[_conductor_pb2.UploadDataRequest, _project_pb2.DataUpload]
-    """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
-    of the same name takes its place for later runs.
+    """Uploads a file of data to a project, piece by piece; answers once it is durable. One of the same name takes its
+    place for later runs. Over HTTP the body is the file as it is, of any content type, with a length or in chunks; PUT
+    and POST do the same: `curl -T data.csv http://127.0.0.1:8080/api/projects/p/data/data.csv`. `sha256` is a query
+    parameter there. What is cut off leaves nothing behind.
     Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     SubscribeEvents: _grpc.UnaryStreamMultiCallable[_conductor_pb2.SubscribeEventsRequest, _event_pb2.Event]
@@ -206,8 +208,10 @@ class ConductorAsyncStub(ConductorStub):
     Errors: INVALID_REQUEST, NO_RUN, REQUEST_ID_REUSED, WRITE_CONFLICT.
     """
     UploadData: _aio.StreamUnaryMultiCallable[_conductor_pb2.UploadDataRequest, _project_pb2.DataUpload]  # type: ignore[assignment]
-    """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
-    of the same name takes its place for later runs.
+    """Uploads a file of data to a project, piece by piece; answers once it is durable. One of the same name takes its
+    place for later runs. Over HTTP the body is the file as it is, of any content type, with a length or in chunks; PUT
+    and POST do the same: `curl -T data.csv http://127.0.0.1:8080/api/projects/p/data/data.csv`. `sha256` is a query
+    parameter there. What is cut off leaves nothing behind.
     Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
     SubscribeEvents: _aio.UnaryStreamMultiCallable[_conductor_pb2.SubscribeEventsRequest, _event_pb2.Event]  # type: ignore[assignment]
@@ -391,8 +395,10 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_conductor_pb2.UploadDataRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.DataUpload, _abc.Awaitable[_project_pb2.DataUpload]]:
-        """Uploads a file of data to a project, piece by piece; answers once it is durable. Over HTTP the body is the file. One
-        of the same name takes its place for later runs.
+        """Uploads a file of data to a project, piece by piece; answers once it is durable. One of the same name takes its
+        place for later runs. Over HTTP the body is the file as it is, of any content type, with a length or in chunks; PUT
+        and POST do the same: `curl -T data.csv http://127.0.0.1:8080/api/projects/p/data/data.csv`. `sha256` is a query
+        parameter there. What is cut off leaves nothing behind.
         Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
 

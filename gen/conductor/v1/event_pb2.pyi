@@ -348,10 +348,13 @@ class StageCall(_message.Message):
     PROGRAM_FIELD_NUMBER: _builtins.int
     EDITS_FIELD_NUMBER: _builtins.int
     UPLOADS_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
     stage_id: _project_pb2.Stage.ValueType
     """The stage."""
     attempt: _builtins.int
     """The attempt, counted from 1."""
+    project_id: _builtins.str
+    """The project."""
     @_builtins.property
     def run(self) -> _project_pb2.Run:
         """The run, as it stood when the stage was begun."""
@@ -377,10 +380,11 @@ class StageCall(_message.Message):
         program: _project_pb2.StageProgram | None = ...,
         edits: _struct_pb2.Struct | None = ...,
         uploads: _abc.Iterable[_project_pb2.DataUpload] | None = ...,
+        project_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "program", b"program", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "edits", b"edits", "program", b"program", "run", b"run", "stage_id", b"stage_id", "uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "edits", b"edits", "program", b"program", "project_id", b"project_id", "run", b"run", "stage_id", b"stage_id", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -259,8 +259,9 @@ class StageState(_message.Message):
 
     @_builtins.property
     def outcome(self) -> Global___StageOutcome:
-        """What its program found; also when it failed, with what may be chosen for another attempt. Absent when the program
-        left nothing, and while the stage is pending.
+        """What its program found; also when it failed, with what may be chosen for another attempt. While it is done again, and
+        when its program left nothing, no more than what was offered before. Absent when nothing was, and while the stage is
+        pending.
         """
 
     @_builtins.property

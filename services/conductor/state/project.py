@@ -270,6 +270,8 @@ def _nothing_to_confirm(state: project_pb2.ProjectState) -> Refusal:
 
 def allowed_moves(state: project_pb2.ProjectState) -> str:
     """Returns what may be done now, for a refusal: `STAGE→STATUS` moves of TransitionTo and the names of commands."""
+    if state.HasField("run"):
+        return run.allowed_moves(state)
     current = state.current_stage
     found = stage_of(state, current).status
     moves = [

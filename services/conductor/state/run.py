@@ -59,6 +59,24 @@ def current(state: State) -> project_pb2.StageState:
     return state.stages[state.current_stage - FIRST]
 
 
+def waits_for(state: State, task_id: str) -> bool:
+    """Tells whether the run goes on when this task ends."""
+    if state.run.status != RunStatus.RUN_STATUS_RUNNING:
+        return False
+    stage = current(state)
+    return stage.status == IN_PROGRESS and stage.task_id == task_id
+
+
+def allowed_moves(state: State) -> str:
+    """Returns what may be done now, for a refusal."""
+    found = current(state).status
+    begins = f"→{Status.Name(IN_PROGRESS)}"
+    moves = [f"{Stage.Name(state.current_stage)}{begins}"] if found in AGAIN else []
+    moves += [f"any earlier stage{begins}"] if state.current_stage != FIRST else []
+    moves += ["Confirm"] if found == WAITING else []
+    return ", ".join([*moves, "CancelRun" if is_open(state) else "StartProject"])
+
+
 # ---- commands ----
 
 
@@ -106,15 +124,10 @@ def transition(state: State, command: conductor_pb2.TransitionToRequest) -> Move
         raise _active(state, "Its stages are completed and failed by their programs. TransitionTo begins one again.")
     found = current(state).status
     if target > state.current_stage or (target == state.current_stage and found not in AGAIN):
-        name, now = Stage.Name(target), Status.Name(found)
-        text = f"{name} cannot be begun while {Stage.Name(state.current_stage)} is {now}. Go back, or cancel the run."
-        raise Refusal(
-            Reason.ERROR_REASON_ILLEGAL_TRANSITION,
-            text,
-            found=now,
-            stage_id=Stage.Name(state.current_stage),
-            allowed="any earlier stage→STAGE_STATUS_IN_PROGRESS, CancelRun",
-        )
+        name, now, here = Stage.Name(target), Status.Name(found), Stage.Name(state.current_stage)
+        text, allowed = f"{name} cannot be begun while {here} is {now}", allowed_moves(state)
+        text = f"{text}. Allowed now: {allowed}."
+        raise Refusal(Reason.ERROR_REASON_ILLEGAL_TRANSITION, text, found=now, stage_id=here, allowed=allowed)
     stage = state.stages[target - FIRST]
     edits.check(command.edits, stage.outcome.actions, state.uploads)
     effects: list[Effect] = []
@@ -143,13 +156,15 @@ def confirm(state: State, command: conductor_pb2.ConfirmRequest) -> Moved:
     )
     if command.edits.fields:
         answer.edits.CopyFrom(command.edits)
+    answered = _event(state, answer, COMPLETED if approved and not command.edits.fields else IN_PROGRESS)
+    answered.scope.CopyFrom(command.scope)  # who decided is part of the state, not only of the record
     if approved and not command.edits.fields:
         edits.require(stage.outcome)
-        return [_event(state, answer, COMPLETED), *_onward(state, command.reason or "Confirmed.")], []
+        return [answered, *_onward(state, command.reason or "Confirmed.")], []
     chosen = edits.merged(stage.edits, command.edits)
     again = _begin(state.run.run_id, state.project_id, stage.stage_id, stage.attempt + 1, command.reason, chosen)
     again.stage_status.approved_ahead = approved
-    return [_event(state, answer, IN_PROGRESS), again], []
+    return [answered, again], []
 
 
 def uploaded(state: State, command: RecordUpload) -> Moved:
@@ -159,14 +174,16 @@ def uploaded(state: State, command: RecordUpload) -> Moved:
 
 def ended(state: State, command: StageEnded, given: Given) -> Moved:
     """Takes in what became of a stage's task. Late news of a stage that was begun again change nothing."""
-    stage = current(state)
-    if not is_open(state) or stage.status != IN_PROGRESS or stage.task_id != command.task_id:
+    if not waits_for(state, command.task_id):
         return [], []
+    stage = current(state)
     events: list[event_pb2.Event] = []
     if command.outcome is not None:
         found = event_pb2.StageResult(
             stage_id=stage.stage_id, task_id=stage.task_id, attempt=stage.attempt, outcome=command.outcome
         )
+        if command.error is not None and not command.outcome.actions:
+            found.outcome.actions.extend(stage.outcome.actions)  # it crashed: what it offered before still holds
         found.report_path = command.report_path
         events.append(_event(state, found, IN_PROGRESS))
     if command.error is not None or command.outcome is None:
@@ -194,6 +211,7 @@ def to_begin(state: State) -> Sequence[Effect]:
         program=program,
         edits=stage.edits,
         uploads=state.uploads,
+        project_id=state.project_id,
     )
     call.run.ClearField("programs")
     request = conductor_pb2.ExecuteRequest(

@@ -32,7 +32,7 @@ def on_stage_status(state: State, stage: project_pb2.StageState, changed: event_
     """Takes in what a run's stage has become, beyond what every project's has."""
     if changed.task_id:
         stage.task_id, stage.attempt, stage.approved_ahead = changed.task_id, changed.attempt, changed.approved_ahead
-        stage.ClearField("outcome")
+        _keep_offers(stage)
         stage.ClearField("edits")
         if changed.HasField("edits"):
             stage.edits.CopyFrom(changed.edits)
@@ -43,6 +43,14 @@ def on_stage_status(state: State, stage: project_pb2.StageState, changed: event_
     if changed.status in _OF_RUN:
         state.run.status = _OF_RUN[changed.status]
         state.run.ClearField("ended_at")
+
+
+def _keep_offers(stage: project_pb2.StageState) -> None:
+    """Forgets what a stage found, but for what may be chosen: an edit may be what its program crashes over."""
+    offered = project_pb2.StageOutcome(actions=stage.outcome.actions)
+    stage.ClearField("outcome")
+    if offered.actions:
+        stage.outcome.CopyFrom(offered)
 
 
 def _make_stale(run: project_pb2.Run, since: "project_pb2.Stage.ValueType") -> None:

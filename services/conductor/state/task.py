@@ -184,7 +184,7 @@ def _next_step(draft: _Draft) -> None:
     request = request_for(step, given.id, state, timeout)
     place = place_for(step, call.attempt, state)
     draft.tell(call, WAITING, PHASES[step.capability])
-    draft.effects.append(CallWorker(given.id, step.capability, request, timeout, place))
+    draft.effects.append(CallWorker(given.id, step.capability, request, timeout, place, call.attempt > 1))
     return None
 
 

@@ -1,0 +1,73 @@
+"""The commands about runs of projects: start, upload, cancel-run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from conductor.v1 import project_pb2
+from google.protobuf import json_format
+
+from client.api import DEFAULT_TARGET
+from client.options import Json, ProjectId, RequestId, Target, choices, seconds, session, stage
+from client.show import state_lines, upload_line
+
+
+def start(
+    project: ProjectId,
+    objective: Annotated[str, typer.Argument(help="What is wanted, for example: predict species from penguins.csv")],
+    data: Annotated[
+        str, typer.Option(help="The data: a path below the Terminal's data folders, or uploads/NAME.")
+    ] = "",
+    budget: Annotated[
+        float | None,
+        typer.Option(parser=seconds, metavar="TIME", help="Processor time for trying models, as 90s or 5m."),
+    ] = None,
+    pass_gate: Annotated[
+        list[int] | None,
+        typer.Option(parser=stage, metavar="STAGE", help="A gate to pass without a person. Repeatable."),
+    ] = None,
+    pass_all: Annotated[bool, typer.Option("--pass-all", help="Stop only where something has to be chosen.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="For everything random.")] = 0,
+    hint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="What is known already, for example target=species. Repeatable."),
+    ] = None,
+    request_id: RequestId = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Begin a run: the project's stages are done by programs, and stop at their gates for you."""
+    gates = [one for one in project_pb2.Stage.values() if one] if pass_all else pass_gate or []
+    options = project_pb2.RunOptions(pass_gates=[project_pb2.Stage.ValueType(gate) for gate in gates], seed=seed)
+    if budget is not None:
+        options.budget.FromNanoseconds(round(budget * 1e9))
+    if hint:
+        json_format.ParseDict(choices(hint), options.hints)
+    with session(target, as_json) as (client, output):
+        found = client.start(project, objective, data=data, options=options, request_id=request_id)
+        output.message(found, state_lines(found))
+
+
+def upload(
+    project: ProjectId,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The file of data.")],
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Upload data to a project. A run calls it uploads/NAME."""
+    with session(target, as_json) as (client, output):
+        found = client.upload(project, file)
+        output.message(found, [upload_line(found)])
+
+
+def cancel_run(
+    project: ProjectId,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    request_id: RequestId = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Cancel the run of a project, and kill what it runs."""
+    with session(target, as_json) as (client, output):
+        found = client.cancel_run(project, reason, request_id=request_id)
+        output.message(found, state_lines(found))

@@ -1,0 +1,153 @@
+"""What a person asks about runs on the command line, against a scripted Conductor on a real port."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2
+from google.protobuf import json_format
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.show import choice_line, event_line
+
+RUNNER = CliRunner()
+
+
+class Scripted(conductor_pb2_grpc.ConductorServicer):
+    """Answers with one state, and records what it is asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.state = project_pb2.ProjectState(project_id="p1", current_stage=project_pb2.STAGE_PARSE_INTENT)
+        self.state.run.run_id = "r-1"
+        self.state.run.status = project_pb2.RUN_STATUS_WAITING_CONFIRMATION
+
+    def _answer(self, request: Any, _: grpc.ServicerContext) -> project_pb2.ProjectState:
+        self.requests.append(request)
+        return self.state
+
+    StartProject = CancelRun = Confirm = TransitionTo = GetState = _answer
+
+    def UploadData(self, requests: Iterator[Any], _: grpc.ServicerContext) -> project_pb2.DataUpload:
+        content = bytearray()
+        for request in requests:
+            if not request.project_id:
+                assert len(request.content.data) <= 1024 * 1024
+            self.requests.append(request)
+            content += request.content.data
+        name = self.requests[0].name
+        return project_pb2.DataUpload(name=name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+@pytest.fixture
+def script() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def target(script: Scripted) -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    conductor_pb2_grpc.add_ConductorServicer_to_server(script, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def conductor(target: str, *arguments: str) -> Any:
+    return RUNNER.invoke(app, [*arguments, "--target", target])
+
+
+def test_start_says_all_that_steers_a_run(script: Scripted, target: str) -> None:
+    options = ("--data", "uploads/a.csv", "--budget", "2m", "--pass-gate", "train", "--seed", "7")
+    hints = ("--hint", "target=species", "--hint", "folds=3", "--hint", "note=a=b")
+    done = conductor(target, "start", "p1", "predict species", *options, *hints)
+    assert done.exit_code == 0, done.output
+    (request,) = script.requests
+    assert (request.project_id, request.objective, request.data) == ("p1", "predict species", "uploads/a.csv")
+    assert request.options.budget.seconds == 120 and request.options.seed == 7
+    assert list(request.options.pass_gates) == [project_pb2.STAGE_TRAIN] and request.request_id
+    assert json_format.MessageToDict(request.options.hints) == {"target": "species", "folds": 3.0, "note": "a=b"}
+    assert "run r-1  WAITING_CONFIRMATION" in done.output
+
+
+def test_pass_all_passes_every_gate(script: Scripted, target: str) -> None:
+    assert conductor(target, "start", "p1", "predict", "--pass-all").exit_code == 0
+    assert list(script.requests[0].options.pass_gates) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("command", ["confirm", "reject", "transition"])
+def test_choices_travel_by_field(script: Scripted, target: str, command: str) -> None:
+    more = {"confirm": [], "reject": ["not this"], "transition": ["preprocess"]}[command]
+    chosen = ("--set", "actions.age=DROP", "--set", "test_share=0.3", "--set", 'drop=["a","b"]', "--set", "name=x")
+    done = conductor(target, command, "p1", *more, *chosen)
+    assert done.exit_code == 0, done.output
+    wanted = {"actions.age": "DROP", "test_share": 0.3, "drop": ["a", "b"], "name": "x"}
+    assert json_format.MessageToDict(script.requests[0].edits) == wanted
+
+
+@pytest.mark.parametrize("text", ["target", "=x", ""])
+def test_a_choice_without_field_or_value_is_a_wrong_command_line(script: Scripted, target: str, text: str) -> None:
+    done = conductor(target, "confirm", "p1", "--set", text)
+    assert done.exit_code == 2 and "field=value" in done.output and script.requests == []
+
+
+@pytest.mark.parametrize("size", [0, 10, 700_000])
+def test_upload_sends_the_whole_file_with_its_checksum(
+    script: Scripted, target: str, tmp_path: Path, size: int
+) -> None:
+    file = tmp_path / "penguins.csv"
+    file.write_bytes(content := b"x" * size)
+    done = conductor(target, "upload", "p1", str(file), "--json")
+    assert done.exit_code == 0, done.output
+    first = script.requests[0]
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert (first.project_id, first.name, first.sha256) == ("p1", "penguins.csv", sha256)
+    assert json.loads(done.output)["sha256"] == sha256
+
+
+def test_a_file_that_is_not_there_is_a_wrong_command_line(script: Scripted, target: str, tmp_path: Path) -> None:
+    done = conductor(target, "upload", "p1", str(tmp_path / "none.csv"))
+    assert done.exit_code == 2 and script.requests == []
+
+
+def test_cancel_run_says_why(script: Scripted, target: str) -> None:
+    assert conductor(target, "cancel-run", "p1", "--reason", "too slow").exit_code == 0
+    (request,) = script.requests
+    assert isinstance(request, conductor_pb2.CancelRunRequest) and request.reason == "too slow"
+
+
+def test_state_shows_what_may_be_chosen(script: Scripted, target: str) -> None:
+    waiting = script.state.waiting_confirmation
+    waiting.stage_id, waiting.summary = project_pb2.STAGE_PARSE_INTENT, "Which column?"
+    waiting.issues.add(code="TARGET_AMBIGUOUS", severity=project_pb2.ISSUE_SEVERITY_WARN, message="Two \x1b[31m fit.")
+    choice = waiting.choices.add(
+        kind=project_pb2.STAGE_ACTION_KIND_CHOOSE, field="target", options=["a", "b"], required=True, label="Target"
+    )
+    choice.default_value.string_value = "a"
+    waiting.choices.add(kind=project_pb2.STAGE_ACTION_KIND_BACK, field="PARSE_INTENT", label="Ask again")
+    output = conductor(target, "state", "p1").output
+    assert '--set target=a|b (now "a") NEEDED: Target' in output
+    assert "transition PARSE_INTENT: Ask again" in output
+    assert "WARN TARGET_AMBIGUOUS: Two  [31m fit." in output and "\x1b" not in output
+
+
+def test_long_choices_are_cut() -> None:
+    kind = project_pb2.STAGE_ACTION_KIND_CHOOSE
+    line = choice_line(project_pb2.StageAction(kind=kind, field="c", options=[str(n) for n in range(50)]))
+    assert "0|1|" in line and "|…" in line and "49" not in line
+
+
+def test_events_of_runs_have_a_line() -> None:
+    outcome = project_pb2.StageOutcome(summary="344 rows", issues=[project_pb2.StageIssue()])
+    found = event_pb2.StageResult(stage_id=project_pb2.STAGE_DATA_SOURCE, outcome=outcome)
+    event = event_pb2.Event(sequence=3, type="STAGE_RESULT", project_id="p1", stage_result=found)
+    assert event_line(event).endswith("DATA_SOURCE: 344 rows (1 issues, 0 files)")
+    ended = event_pb2.RunEnded(run_id="r-1", status=project_pb2.RUN_STATUS_CANCELLED, reason="too slow")
+    assert event_line(event_pb2.Event(type="RUN_ENDED", run_ended=ended)).endswith("run r-1 CANCELLED too slow")
