@@ -1,8 +1,8 @@
 """The Python that runs the programs of stages: one that commands of the Terminal can reach.
 
-As an ordinary user that is the Python that runs this. Started as root, the Terminal gives each command a user of its own,
-who may not enter, say, root's home: where our Python lives there, another one of the same version takes its place, in a
-small environment that lends it what is installed for ours.
+As an ordinary user that is the Python that runs this. Started as root, the Terminal gives each command a user of its
+own, who may not enter, say, root's home: where our Python lives there, another one of the same version takes its place,
+in a small environment that lends it what is installed for ours.
 """
 
 import os

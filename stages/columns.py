@@ -28,6 +28,8 @@ IDENTIFIER = re.compile(
 SEQUENCE_GAP = 1.5  # range of whole numbers over their count, up to which they are numbered one after another
 MANY_ROWS = 200  # from which whole numbers that are all different are no measurement
 
+LEFT_OUT = "It tells nothing and is left out."
+
 Series: TypeAlias = "pd.Series[Any]"
 
 
@@ -70,11 +72,16 @@ def look(name: str, kind: str, values: Series) -> Look:
     found = Look(name, kind, "CATEGORY", len(values), int(values.isna().sum()), len(counts), issues=tuple(issues))
     if not found.filled:
         text = f"The column {quoted(name)} holds no value at all."
-        return _with(found, "CONSTANT", Issue("ALL_MISSING_COLUMN", "WARN", text, column=name))
+        return _with(found, "CONSTANT", Issue("ALL_MISSING_COLUMN", "WARN", text, column=name, suggestion=LEFT_OUT))
     if found.unique == 1:
         text = f"The column {quoted(name)} holds the same value in every row: {quoted(counts.index[0])}."
         if not found.missing:
-            return _with(found, "CONSTANT", Issue("CONSTANT_COLUMN", "INFO", text, column=name), top=_top(counts))
+            return _with(
+                found,
+                "CONSTANT",
+                Issue("CONSTANT_COLUMN", "INFO", text, column=name, suggestion=LEFT_OUT),
+                top=_top(counts),
+            )
     looks = {"int": _number, "float": _number, "bool": _truth, "date": _date}
     return looks.get(kind, _text)(found, values, counts)
 
@@ -90,7 +97,9 @@ def _finite(name: str, values: Series) -> tuple[Series, list[Issue]]:
         return values, []
     text = f"{counted(count, 'value')} of the column {quoted(name)} are infinite; they count as missing."
     row = int(infinite.to_numpy().argmax()) + 2  # a file's first row of data is its line 2
-    return values.mask(infinite), [Issue("INFINITE_VALUES", "WARN", text, column=name, row=row, count=count)]
+    advice = "Look in the file at what they should be."
+    issue = Issue("INFINITE_VALUES", "WARN", text, column=name, row=row, count=count, suggestion=advice)
+    return values.mask(infinite), [issue]
 
 
 def _top(counts: Series) -> tuple[tuple[str, int], ...]:
@@ -190,7 +199,8 @@ def _numbers_as_text(found: Look, levels: Series, counts: Series) -> Look | None
         return None if at_hand < found.filled / 2 else _with(found, "CATEGORY", mixed)
     first = quoted(levels[read.parsed].iloc[0])
     text = f"The column {quoted(found.name)} holds numbers written as text, for example {first}."
-    issues = [Issue("NUMBERS_AS_TEXT", "INFO", text, column=found.name, count=at_hand)]
+    advice = "They are read as numbers; choose another role if they are codes."
+    issues = [Issue("NUMBERS_AS_TEXT", "INFO", text, column=found.name, count=at_hand, suggestion=advice)]
     values = read.values.repeat(counts.to_numpy())
     return _with(found, "NUMERIC", *issues, *([mixed] if strangers else []), parse=read.parse, stats=_figures(values))
 
@@ -218,4 +228,5 @@ def gaps(found: Look) -> Issue | None:
     if found.role == "CONSTANT" or found.missing <= found.rows / 2:
         return None
     text = f"{share(found.missing, found.rows)} of the values of {quoted(found.name)} are missing."
-    return Issue("MANY_MISSING", "INFO", text, column=found.name, count=found.missing)
+    advice = "Leave it out in the next stage if what is missing is chance."
+    return Issue("MANY_MISSING", "INFO", text, column=found.name, count=found.missing, suggestion=advice)

@@ -71,7 +71,8 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     trial, source, reviewed = load(room), room.result_of("DATA_SOURCE"), room.result_of("REVIEW_EDIT")
     if reviewed.get("opened", {}).get("model_sha256") != trial.model_sha256:
         text = "REVIEW_EDIT judged another model than the one TRAIN left. Do REVIEW_EDIT again."
-        raise Failed("INPUT_MISSING", text, value="review-edit/result.json")
+        again = Action("back-review", "Do REVIEW_EDIT again", "BACK", "REVIEW_EDIT")
+        raise Failed("INPUT_MISSING", text, value="review-edit/result.json", actions=(again,))
     wishes = _wishes(envelope, trial)
     _clear(room)
     progress.tell(10, "writing", "the model", always=True)

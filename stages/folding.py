@@ -72,7 +72,9 @@ def read(room: Room, plan: preparing.Plan) -> Rows:
     y = preparing.target_of(frame, plan)
     there = y.notna().to_numpy()
     if not there.any():
-        raise Failed("NO_ROWS", "No row to learn from has a value in the target.", column=str(plan["target"])[:200])
+        text = "No row to learn from has a value in the target."
+        advice = "Go back to PREPROCESS, and do the stages from there again."
+        raise Failed("NO_ROWS", text, column=str(plan["target"])[:200], suggestion=advice)
     regression = plan["task"] == "regression"
     values = y[there].to_numpy("float64" if regression else object)
     fold = marked["fold"].to_numpy("int64")[there]

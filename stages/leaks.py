@@ -19,6 +19,7 @@ SAMPLE = 4_000  # rows a column is judged on
 FOLDS = 3
 MANY_VALUES = 64  # of a column, up to which each is learned by itself
 LEAST_NEIGHBOURS = 25  # rows, about, whose mean is learned together
+LEAST_OF_LEVEL = 4  # rows of a value, on average, to learn it by itself in a small table
 MANY_COLUMNS = 100  # from which fewer rows do
 SAMPLE_OF_MANY = 1_500
 CLASSES = 12  # the most frequent ones are told apart; the rest count as one
@@ -121,10 +122,10 @@ def _by_value(values: Floats, truth: Floats, asked: Floats) -> Floats:
     whole = truth.mean(axis=0)
     gap = (truth[~known].sum(axis=0) + SMOOTH * whole) / ((~known).sum() + SMOOTH)
     told = np.broadcast_to(gap, (len(asked), truth.shape[1])).copy()
-    if known.sum() < 2 * LEAST_NEIGHBOURS:
-        return told
     x, y = values[known], truth[known]
     levels = np.unique(x)
+    if len(x) < max(LEAST_OF_LEVEL * len(levels), 1) and len(x) < 2 * LEAST_NEIGHBOURS:
+        return told  # neither values that come again nor neighbours enough
     at = np.searchsorted(levels, x) if len(levels) <= MANY_VALUES else _neighbours(x)
     rows = np.bincount(at)
     middle = np.bincount(at, weights=x) / rows

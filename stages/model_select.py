@@ -36,7 +36,8 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     intent = room.result_of("PARSE_INTENT")
     if not plan["features"]:
         text = "No column is left to learn from."
-        raise Failed("NO_FEATURES", text, suggestion="Go back to PREPROCESS and keep at least one column.")
+        advice = "Go back to PREPROCESS and keep at least one column."
+        raise Failed("NO_FEATURES", text, suggestion=advice, actions=tuple(_leaving()))
     progress.tell(10, "choosing", "Choosing how models are judged and which to try.", always=True)
     choices = Choices(envelope.edits)
     task: scoring.Task = plan["task"]
@@ -134,7 +135,8 @@ def _light_enough(candidates: list[Candidate], mem_mb: int) -> tuple[list[Candid
     if needed:
         most = max(each["est_mb"] for each in candidates if each["id"] in needed)
         text = f"Even the simple models need about {most:,} MB for this table; the run may use {mem_mb:,} MB."
-        raise Failed("MEMORY_LIMIT", text, suggestion="Give the run more memory, or fewer rows or columns.")
+        advice = "Give the run more memory, or fewer rows or columns."
+        raise Failed("MEMORY_LIMIT", text, suggestion=advice, actions=tuple(_leaving()))
     return [each for each in candidates if each["id"] not in heavy], heavy
 
 
@@ -227,6 +229,10 @@ def _actions(result: dict[str, Any], task: scoring.Task) -> Iterator[Action]:
     label = "Models to try (guessing, a linear model and one boosting are always tried)"
     yield Action("candidates", label, "CHOOSE", "candidates", ids, tried, many=True)
     yield Action("optimise", "What counts", "CHOOSE", "optimise", tuple(OPTIMISE), result["optimise"])
+    yield from _leaving()
+
+
+def _leaving() -> Iterator[Action]:
     yield Action("back", "Go back to what is done with the columns", "BACK", "PREPROCESS")
     yield Action("abort", "End the run", "ABORT")
 

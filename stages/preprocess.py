@@ -52,10 +52,29 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     table = Table(room.of("DATA_SOURCE", "data.parquet"), source)
     if not profile.get("target"):
         text = "No target has been chosen yet. Choose it in PROFILE_DATA."
-        raise Failed("TARGET_AMBIGUOUS", text, suggestion="Go back to PROFILE_DATA and choose what to predict.")
+        advice = "Go back to PROFILE_DATA and choose what to predict."
+        raise Failed("TARGET_AMBIGUOUS", text, suggestion=advice, actions=tuple(_leaving()))
     choices = Choices(envelope.edits)
     progress.tell(5, "planning", always=True)
     steps = _steps(intent, profile, table, choices)
+    try:
+        return _planned(envelope, room, progress, choices, steps, table, (intent, profile, source))
+    except Failed as failed:
+        offered = _actions(steps, Cut("", TEST_SHARE, FOLDS), table)
+        failed.actions = tuple(action for action in offered if action.kind != "CONFIRM")
+        raise
+
+
+def _planned(
+    envelope: Envelope,
+    room: Room,
+    progress: Progress,
+    choices: Choices,
+    steps: list[Step],
+    table: Table,
+    earlier: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]],
+) -> Result:
+    intent, profile, source = earlier
     features = [step.column for step in steps if step.action != "DROP"]
     if not features:
         text = "Every column is left out: there is nothing to predict from."
@@ -249,6 +268,10 @@ def _actions(steps: Sequence[Step], cut: Cut, table: Table) -> Iterator[Action]:
     share = "Share of the rows to test on"
     yield Action("test-share", share, "EDIT", "test_share", (), cut.share, LEAST_SHARE, MOST_SHARE)
     yield Action("folds", "Folds of the cross-validation", "EDIT", "folds", (), cut.folds, 2, MOST_FOLDS)
+    yield from _leaving()
+
+
+def _leaving() -> Iterator[Action]:
     yield Action("back-profile", "Change target, task or roles", "BACK", "PROFILE_DATA")
     yield Action("back-data", "Choose or read the data differently", "BACK", "DATA_SOURCE")
     yield Action("abort", "End the run", "ABORT")

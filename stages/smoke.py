@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stages.bundling import BUNDLE
-from stages.contract import Failed, Json
+from stages.contract import Action, Failed, Json
 from stages.judging import Vector
 from stages.shown import plain
 from stages.trial import Trial
@@ -115,7 +115,7 @@ def _run(room: Path, arguments: Sequence[str], given: str = "") -> None:
     done = subprocess.run(command, cwd=room, env=variables, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         last = plain((done.stderr.strip().splitlines() or ["no word"])[-1].replace(str(room), ""), 200)
-        raise _failed(f"{arguments[0] if arguments[0] != '-c' else 'predict.py'} ended with {done.returncode}: {last}")
+        raise _failed(f"{arguments[0] if arguments[0] != '-c' else 'predict.py'} ended with {done.returncode}: {last}.")
 
 
 def _off(path: Path, trial: Trial, schema: Mapping[str, Json], expected: Vector) -> float:
@@ -150,11 +150,14 @@ def reproduce(folder: Path, data: Path) -> dict[str, Json]:
         done = subprocess.run(command, cwd=room, env=variables, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         last = plain((done.stderr.strip().splitlines() or ["no word"])[-1].replace(name, ""), 200)
-        raise _failed(f"train.py ended with {done.returncode}: {last}")
+        raise _failed(f"train.py ended with {done.returncode}: {last}.")
     told: dict[str, Json] = json.loads(done.stdout.splitlines()[-1])
     return told
 
 
 def _failed(text: str) -> Failed:
     advice = "Do the stage again; if it fails again, go back to MODEL_SELECT and choose another model."
-    return Failed("EXPORT_SMOKE_TEST_FAILED", text, suggestion=advice)
+    back = Action("back-models", "Go back to MODEL_SELECT: another model", "BACK", "MODEL_SELECT")
+    return Failed(
+        "EXPORT_SMOKE_TEST_FAILED", text, suggestion=advice, actions=(back, Action("abort", "End the run", "ABORT"))
+    )

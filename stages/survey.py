@@ -130,7 +130,8 @@ def as_role(seen: Look, role: str) -> Look:
     options = list(roles_of(seen))
     if role not in options:
         text = f"{quoted(role)} cannot be chosen for {quoted(f'roles.{seen.name}')}. It may be {', '.join(options)}."
-        raise Failed("BAD_EDIT", text, column=f"roles.{seen.name}"[:200], value=role[:80])
+        field_ = f"roles.{seen.name}"[:200]
+        raise Failed("BAD_EDIT", text, column=field_, value=role[:80], suggestion="Choose again.")
     if role == seen.role:
         return replace(seen, why="you chose so")
     parse: dict[str, Any] = {}

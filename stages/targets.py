@@ -87,7 +87,7 @@ def settle(
     options = _possible(found)
     if said and said not in options:
         text = f"{quoted(found.name)} cannot be predicted as {said}: {_shape(found)}. It can be: {', '.join(options)}."
-        raise Failed("BAD_EDIT", text, column=found.name, value=said)
+        raise Failed("BAD_EDIT", text, column=found.name, value=said, suggestion="Choose again.")
     task, why = _task(found, options, said, wanted, why_wanted or "the objective says so")
     if task is None:
         advice = "Choose multiclass when the numbers are names of classes, regression when they are amounts."
@@ -163,11 +163,13 @@ def _missing(found: Look, values: "pd.Series[Any]") -> list[Issue]:
     issues = []
     if len(values) - count < LEAST_ROWS:
         text = f"Only {counted(len(values) - count, 'row')} have a usable value of {quoted(found.name)}."
-        raise Failed("TOO_FEW_ROWS", text, column=found.name, count=len(values) - count)
+        advice = "Bring more rows, or choose another target."
+        raise Failed("TOO_FEW_ROWS", text, column=found.name, count=len(values) - count, suggestion=advice)
     if count:
         text = f"{counted(count, 'row')} ({share(count, len(values))}) have no value of the target {quoted(found.name)}"
         text += "; they are left out."
-        issues.append(Issue("TARGET_MISSING_ROWS", "WARN", text, column=found.name, count=count))
+        advice = "Check in the file why they are empty: rows left out by a rule make a model one-sided."
+        issues.append(Issue("TARGET_MISSING_ROWS", "WARN", text, column=found.name, count=count, suggestion=advice))
     if len(values) - count < FEW_ROWS:
         text = f"Only {counted(len(values) - count, 'row')} can be used: every score will be a rough guess."
         issues.append(
@@ -212,7 +214,10 @@ def _uneven(found: Look, classes: Mapping[str, int]) -> list[Issue]:
         left_out = [name for name in rare if classes[name] < LEAST_OF_CLASS]
         text = f"Hardly any rows of {several(rare)} in {quoted(found.name)}: they can hardly be learned."
         text += f" Rows of {several(left_out)} are left out." if left_out else ""
-        issues.append(Issue("RARE_CLASS", "WARN", text, column=found.name, value=rare[0][:80], count=classes[rare[0]]))
+        first, advice = rare[0], "Bring more rows of them if you can."
+        issues.append(
+            Issue("RARE_CLASS", "WARN", text, found.name, value=first[:80], count=classes[first], suggestion=advice)
+        )
     largest = max(classes, key=lambda name: classes[name])
     total = sum(classes.values())
     if classes[largest] > UNBALANCED * total:

@@ -83,10 +83,12 @@ def _usable(trials: Sequence[Trial]) -> None:
         return
     if any("memory" in trial.error for trial in trials):
         text = "Every model needs more memory than the run may use."
-        raise Failed("MEMORY_LIMIT", text, suggestion="Give the run more memory, or fewer rows or columns.")
+        advice = "Give the run more memory, or fewer rows or columns."
+        raise Failed("MEMORY_LIMIT", text, suggestion=advice, actions=tuple(_leaving()))
     said = next((trial.error for trial in others if trial.status == FAILED), "nothing was tried")
     text = f"No model could be trained. The first one said: {said}"
-    raise Failed("TRAINING_FAILED", text, suggestion="Go back to PREPROCESS and look at what is done with the columns.")
+    advice = "Go back to PREPROCESS and look at what is done with the columns."
+    raise Failed("TRAINING_FAILED", text, suggestion=advice, actions=tuple(_leaving()))
 
 
 def _blend(search: Search, plan: Mapping[str, Json]) -> Judged | None:
@@ -217,7 +219,8 @@ def _issues(
     for trial in search.trials:
         if trial.status == FAILED:
             text = f"{trial.id} could not be trained and counts as guessing. {trial.error}"
-            yield Issue("CANDIDATE_FAILED", "WARN", text, value=trial.id)
+            advice = "Take another model, or go back to PREPROCESS and look at what is done with the columns."
+            yield Issue("CANDIDATE_FAILED", "WARN", text, value=trial.id, suggestion=advice)
     late = [trial.id for trial in search.trials if trial.status == SKIPPED]
     if late:
         text = f"This machine was slower than forecast, so {', '.join(late)} did not fit in the budget."
@@ -254,6 +257,10 @@ def _actions(result: Mapping[str, Json], models: Sequence[Judged], selected: Map
         minimum=LEAST_S,
         maximum=MOST_S,
     )
+    yield from _leaving()
+
+
+def _leaving() -> Iterator[Action]:
     yield Action("back-models", "Go back to the choice of models", "BACK", "MODEL_SELECT")
     yield Action("back-columns", "Go back to what is done with the columns", "BACK", "PREPROCESS")
     yield Action("abort", "End the run", "ABORT")

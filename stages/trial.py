@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from stages.contract import Failed, Json, Room, sha256_of
+from stages.contract import Action, Failed, Json, Room, sha256_of
 from stages.judging import LOWER_BETTER, Case, Vector, metrics_of
 from stages.preparing import prepare, target_of
 
@@ -117,7 +117,10 @@ def load(room: Room) -> Trial:
     if not len(trial.test):
         advice = "Go back to PREPROCESS and keep rows for the test."
         raise Failed(
-            "TOO_FEW_ROWS", "No row was kept for the test, so nobody can say how good the model is.", suggestion=advice
+            "TOO_FEW_ROWS",
+            "No row was kept for the test, so nobody can say how good the model is.",
+            suggestion=advice,
+            actions=(Action("back-preprocess", "Go back to PREPROCESS: another split", "BACK", "PREPROCESS"),),
         )
     if trial.metric not in metrics_of(
         trial.case(trial.truth(trial.test[:1]), trial.said(trial.prepared(trial.test[:1])), 0.5)

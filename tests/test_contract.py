@@ -57,6 +57,12 @@ EDGE: dict[str, list[tuple[str, str]]] = {
     "WaitForConfirmation": [("post", "/api/projects/{project_id}/waiting-confirmation")],
     "ProposePlan": [("post", "/api/projects/{project_id}/plans")],
     "Confirm": [("post", "/api/projects/{project_id}/confirm")],
+    "StartProject": [("post", "/api/projects/{project_id}/start")],
+    "CancelRun": [("post", "/api/projects/{project_id}/cancel")],
+    "UploadData": [
+        ("post", "/api/projects/{project_id}/data/{name}"),
+        ("put", "/api/projects/{project_id}/data/{name}"),
+    ],
     "SubscribeEvents": [],
     "StreamEvents": [
         ("get", "/conductor/events"),
@@ -69,9 +75,9 @@ WORKERS = {
         *("AddSource", "CancelResearch", "GetResearch", "IndexSource", "ListSources", "RemoveSource", "Research"),
         *("VerifyCitation", "WatchResearch"),
     ],
-    "Terminal": ["GetCapabilities", "ReadFile", "RemoveWorkspace", "Run"],
+    "Terminal": ["GetCapabilities", "ReadFile", "RemoveWorkspace", "Run", "StatFile", "WriteFile"],
     "Multiplex": ["Carry"],
-    "ReportWriter": ["GetArtifact", "GetReport", "WriteArtifact", "WriteReport"],
+    "ReportWriter": ["GetArtifact", "GetReport", "WriteArtifact", "WriteReport", "WriteRunReport"],
 }
 # DESIGN.md, "Key messages": the names clients rely on, in JSON as well.
 RELIED_ON = {
@@ -83,8 +89,12 @@ RELIED_ON = {
     "ProjectState": "project_id stages current_stage plan_pending plan_approved waiting_confirmation as_of_sequence",
     "StageState": "stage_id status message started_at completed_at plan_pending error",
     "WaitingConfirmation": "confirmation_id stage_id summary next_actions requested_at",
-    "ConfirmRequest": "project_id stage_id confirmation_id plan_id approved reason request_id",
-    "TransitionToRequest": "stage_id status message",
+    "ConfirmRequest": "project_id stage_id confirmation_id plan_id approved reason request_id edits",
+    "TransitionToRequest": "stage_id status message edits",
+    "StartProjectRequest": "project_id objective data options request_id correlation_id scope",
+    "RunOptions": "pass_gates budget memory_bytes seed hints",
+    "Run": "run_id status objective data options artifacts decisions report_path",
+    "RunArtifact": "stage_id task_id name title media_type size_bytes sha256 attempt stale",
     "SubscribeEventsRequest": "after_sequence task_id project_id types correlation_id scope",
     "ListTasksRequest": "status project_id desktop_id page_size page_token",
     "ListTasksResponse": "tasks next_page_token",
@@ -187,7 +197,8 @@ def test_every_public_rpc_has_the_path_of_the_design(name: str) -> None:
     method = conductor_pb2.DESCRIPTOR.services_by_name["Conductor"].methods_by_name[name]
     assert bindings(method) == EDGE[name]
     rule = method.GetOptions().Extensions[annotations_pb2.http]
-    assert rule.body == ("*" if rule.WhichOneof("pattern") == "post" else "")
+    body = "content" if name == "UploadData" else "*"  # there the body is the file
+    assert rule.body == (body if rule.WhichOneof("pattern") == "post" else "")
 
 
 def test_no_worker_is_routed_at_the_edge() -> None:
@@ -216,6 +227,7 @@ def test_event_types_and_payloads_of_the_design_are_one_to_one() -> None:
         *("task_started", "task_progress", "worker_call", "worker_result", "task_completed", "task_failed"),
         *("task_cancelled", "stage_status", "waiting_confirmation", "plan_proposed", "plan_approved"),
         *("confirmation_answered", "snapshot"),
+        *("run_started", "stage_result", "run_ended", "data_uploaded"),
     }
 
 

@@ -5,16 +5,18 @@
 
 import asyncio
 import itertools
+import json
 import re
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conductor.v1 import conductor_pb2, event_pb2, researcher_pb2, task_pb2, terminal_pb2
+from conductor.v1 import conductor_pb2, event_pb2, project_pb2, researcher_pb2, task_pb2, terminal_pb2
 from google.protobuf import json_format
 
 from services.common.errors import Reason, Refusal
@@ -50,6 +52,7 @@ NAMES = {
     "RUN_ENDED": "run_ended",
     "DATA_UPLOADED": "data_uploaded",
 }
+SCOPE = task_pb2.Scope(desktop_id="desk-1", session_id="session-1", thread_id="thread-1", user_id="user-1")
 TERMINAL_TYPES = ("conductor.task.completed", "conductor.task.failed", "conductor.task.cancelled")
 PHASES = {"intake", "routing", "research", "terminal", "report", "done"}
 
@@ -144,6 +147,42 @@ WALK = [
 ]
 
 
+@dataclass
+class StageWorkers(Workers):
+    """Workers that do stages too: every program ends at once and has left what `found` says."""
+
+    found: dict[str, Any] = field(default_factory=dict)
+    left: str = ""
+
+    async def GetCapabilities(self, request: Any, context: Any) -> terminal_pb2.GetCapabilitiesResponse:
+        return terminal_pb2.GetCapabilitiesResponse()
+
+    async def StatFile(self, request: Any, context: Any) -> terminal_pb2.OutputFile:
+        raise Refusal(Reason.ERROR_REASON_FILE_NOT_FOUND, "There is no such file.")
+
+    async def WriteFile(self, requests: Any, context: Any) -> terminal_pb2.OutputFile:
+        data = b"".join([request.data async for request in requests])
+        told = json.loads(data)
+        self.left = json.dumps(
+            {
+                **{key: told[key] for key in ("contract", "stage", "run_id", "attempt")},
+                **{"status": "OK", "summary": f"{told['stage']} is done."},
+                "next_actions": [
+                    {"id": "a", "label": "Colour?", "kind": "CHOOSE", "field": "colour", "options": ["red"]}
+                ],
+                **self.found,
+            }
+        )
+        return terminal_pb2.OutputFile()
+
+    async def ReadFile(self, request: Any, context: Any) -> Any:
+        yield terminal_pb2.ReadFileResponse(data=self.left.encode())
+
+    async def Run(self, request: Any, context: Any) -> Any:
+        result = terminal_pb2.CommandResult(end=terminal_pb2.COMMAND_END_EXITED, exit_code=2 if self.found else 0)
+        yield terminal_pb2.RunResponse(result=result)
+
+
 class Ticking(Clock):
     """A clock on which every look takes an eighth of a second."""
 
@@ -155,7 +194,7 @@ class Ticking(Clock):
 class Recorder:
     """Runs tasks and a project whose ids and times are the same in every run; `logs` has what was written."""
 
-    def __init__(self, folder: Path, workers: Workers) -> None:
+    def __init__(self, folder: Path, workers: StageWorkers) -> None:
         self.file, self.workers = folder / "conductor.db", workers
         self.clock, self.ids = Ticking(), numbered("id")
         self.logs: dict[str, list[event_pb2.Event]] = {}
@@ -182,6 +221,7 @@ class Recorder:
             await self.cancelled(running)
             running = await self.recovered(running)
             await self.walk_project(running)
+            await self.walk_run(running)
         finally:
             await running.kill()
         return self.logs
@@ -230,6 +270,44 @@ class Recorder:
             await getattr(running.stub, type(move).__name__.removesuffix("Request"))(request)
         self.logs["project"] = [e for e in await running.events(project_id="project-1") if not e.task_id]
 
+    async def walk_run(self, running: Running) -> None:
+        """A run that is rejected, edited, failed, tried again, and cancelled."""
+        mine = {"project_id": "project-run", "correlation_id": "corr-run", "scope": SCOPE}
+        upload = conductor_pb2.UploadDataRequest(project_id="project-run", name="a.csv")
+        upload.content.data = b"a,b\n1,2\n"
+        await running.stub.UploadData(iter([upload]), metadata=(("x-correlation-id", "corr-run"),))
+        options = project_pb2.RunOptions(pass_gates=[2], seed=7)
+        await running.stub.StartProject(
+            conductor_pb2.StartProjectRequest(objective="Why?", data="uploads/a.csv", options=options, **mine)
+        )
+        stub, asked = running.stub, project_pb2.RUN_STATUS_WAITING_CONFIRMATION
+        await self.stands(running, asked, 1)
+        await stub.Confirm(Answer(approved=False, reason="Not like this.", **mine))
+        await self.stands(running, asked, 1)
+        edited = Answer(**mine)
+        edited.edits.update({"colour": "red"})
+        await stub.Confirm(edited)
+        await self.stands(running, asked, 3)
+        error = {"code": "TARGET_NOT_FOUND", "severity": "ERROR", "message": "No column colour."}
+        self.workers.found = {"status": "FAILED", "error": error}
+        await stub.TransitionTo(Move(stage_id=2, message="Once more.", **mine))
+        await self.stands(running, project_pb2.RUN_STATUS_FAILED, 2)
+        self.workers.found = {}
+        await stub.TransitionTo(Move(stage_id=2, **mine))
+        await self.stands(running, asked, 3)
+        await stub.CancelRun(conductor_pb2.CancelRunRequest(reason="Enough.", **mine))
+        log = await running.events(project_id="project-run")
+        self.logs["run"] = [event for event in log if not event.task_id]
+        tasks = dict.fromkeys(event.task_id for event in log if event.task_id)
+        self.logs |= {f"task_stage_{n}": [e for e in log if e.task_id == task_id] for n, task_id in enumerate(tasks, 1)}
+
+    async def stands(self, running: Running, status: int, stage: int) -> None:
+        async def look() -> bool:
+            state = await running.stub.GetState(conductor_pb2.GetStateRequest(project_id="project-run"))
+            return (state.run.status, state.current_stage) == (status, stage)
+
+        await until(look)
+
 
 async def talks(_: Any) -> Sequence[Any]:
     said = researcher_pb2.ResearchProgress(message="Read one document.", step=1, total_steps=2)
@@ -245,8 +323,10 @@ async def exits_3(_: Any) -> Sequence[Any]:
 
 
 @pytest.fixture
-async def logs(tmp_path: Path, workers: Workers) -> dict[str, list[event_pb2.Event]]:
-    return await Recorder(tmp_path, workers).run()
+async def logs(tmp_path: Path) -> AsyncIterator[dict[str, list[event_pb2.Event]]]:
+    workers = await StageWorkers().start()
+    yield await Recorder(tmp_path, workers).run()
+    await workers.stop()
 
 
 # ---- names and folds ----
@@ -292,10 +372,21 @@ async def test_a_real_run_writes_every_type_whole_ordered_and_paired(logs: dict[
 async def test_every_task_of_a_real_run_ends_once_with_all_its_calls_answered(
     logs: dict[str, list[event_pb2.Event]],
 ) -> None:
-    ends = {name.removeprefix("task_"): log[-1] for name, log in logs.items() if name.startswith("task")}
+    stages = [name for name in logs if name.startswith("task_stage")]
+    for name in stages:
+        check_task_log(logs[name])
+    assert [logs[name][-1].type.rpartition(".")[2] for name in stages] == [
+        *("completed", "completed", "completed", "completed", "failed", "completed", "completed"),
+    ]
+    ends = {
+        name.removeprefix("task_"): log[-1]
+        for name, log in logs.items()
+        if name.startswith("task") and name not in stages
+    }
     for name in ends:
         check_task_log(logs[f"task_{name}"])
     check_project_log(logs["project"])
+    check_project_log(logs["run"])
     assert {name: end.type.removeprefix("conductor.task.") for name, end in ends.items()} == {
         "completed": "completed",
         "fallback": "completed",
@@ -321,14 +412,17 @@ def check_envelope(event: event_pb2.Event) -> None:
     assert event.WhichOneof("payload") == NAMES[event.type]
     assert event.event_id and event.correlation_id.startswith("corr-") and event.occurred_at.seconds
     assert (event.actor.service, event.actor.instance) == ("conductor", "conductor-golden")
-    assert event.project_id == "project-1" and event.scope.user_id == "user-1"
+    if event.type == "DATA_UPLOADED":  # its request has no scope
+        return
+    in_run = event.project_id == "project-run"
+    assert (in_run or event.project_id == "project-1") and event.scope.user_id == "user-1"
     if event.type.startswith("conductor."):
         assert event.task_id and event.status in task_pb2.TaskStatus.keys() and event.phase in PHASES  # noqa: SIM118
         scope = event.scope
         assert (scope.desktop_id, scope.session_id, scope.thread_id) == ("desk-1", "session-1", "thread-1")
-        assert event.correlation_id == f"corr-{event.task_id}"
+        assert event.correlation_id == ("corr-run" if in_run else f"corr-{event.task_id}")
     else:
-        assert not event.task_id and event.scope.desktop_id == "default"
+        assert not event.task_id and event.scope.desktop_id == ("desk-1" if in_run else "default")
         assert event.status.startswith("STAGE_STATUS_") and event.phase.startswith("STAGE_")
 
 
@@ -383,7 +477,7 @@ def test_a_task_can_be_taken_up_and_ended_wherever_its_golden_log_is_cut(file: P
 
 async def record() -> None:
     """Writes the logs of today's version beside the earlier ones, which stay as they are."""
-    workers = await Workers().start()
+    workers = await StageWorkers().start()
     with tempfile.TemporaryDirectory() as folder:
         logs = await Recorder(Path(folder), workers).run()
     await workers.stop()

@@ -86,6 +86,12 @@ def test_a_repeat_gives_the_same_answer(writer: Writer, run: Run, task: str) -> 
     assert (writer.root / f"{task}.md").stat().st_mtime_ns == before.st_mtime_ns
 
 
+def test_a_repeat_succeeds_when_what_it_was_made_of_is_gone(writer: Writer, run: Run, task: str) -> None:
+    first = write(writer, run.request)
+    (writer.root / f"{task}-{Stage.STAGE_TRAIN}" / "result.json").unlink()
+    assert write(writer, run.request).sha256 == first.sha256
+
+
 def test_another_request_for_the_same_task_conflicts(writer: Writer, run: Run, task: str) -> None:
     write(writer, run.request)
     before = (writer.root / f"{task}.md").read_bytes()

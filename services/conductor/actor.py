@@ -12,9 +12,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from conductor.v1 import conductor_pb2, event_pb2, task_pb2
+from conductor.v1 import event_pb2, task_pb2
 from google.protobuf.message import Message
 
 from services.common.errors import Reason, Refusal
@@ -37,8 +37,7 @@ from services.conductor.protocol import (
     Resume,
     Submit,
 )
-from services.conductor.slots import Flow, Slots
-from services.conductor.state.task import DEFAULT_DESKTOP
+from services.conductor.slots import Slots, flow_of
 from services.conductor.store.base import Answer, Append, Appended, Conflict, Key, Store, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -262,7 +261,7 @@ class Actor:
         if command.stage is not None:
             await self._load(box)
             if box.version:
-                return _shown(box, box.state, 0)
+                return box.shown(box.state, 0)
         flow = flow_of(command.request)
         at_once = self._slots.take(box.key)
         if not at_once and not self._slots.arrive(flow):
@@ -290,7 +289,7 @@ class Actor:
                 continue
             if not decision.events:
                 self._start(box, decision.effects)
-                return _shown(box, box.state, 0)
+                return box.shown(box.state, 0)
             outcome = await self._append(box, command, decision, note, given)
             if isinstance(outcome, Message):
                 return outcome
@@ -298,7 +297,7 @@ class Actor:
             if isinstance(outcome, Answer):
                 box.owner = None  # what was submitted anew has not come to be
                 return repeat(command, note.caller.request_id, outcome)
-        raise _lost_race(box.key)
+        raise box.lost_race()
 
     async def _load(self, box: Mailbox) -> bool:
         """Folds the state from the log, unless it is known, and settles what was left open. True when it did."""
@@ -336,7 +335,7 @@ class Actor:
         if not isinstance(outcome, Appended):
             return outcome
         box.state, box.version, box.epoch = decision.after, outcome.version, epoch
-        shown = _shown(box, answer, outcome.pos - len(events) + covers)
+        shown = box.shown(answer, outcome.pos - len(events) + covers)
         note.answer(shown)  # before the effects: to begin a call takes longer than to answer
         self._start(box, decision.effects)
         return shown
@@ -372,17 +371,12 @@ class Actor:
 
     def mention(self, key: Key, command: Command, caller: Caller) -> None:
         """Has a command carried out whoever owns the task or project. Nobody waits; a refusal is no news."""
-        if self._stopping:
-            return
-        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        reply.add_done_callback(lambda answered: answered.cancelled() or answered.exception())
-        self._post(key, Note(command, caller, reply))
+        if not self._stopping:
+            self._post(key, Note.unheard(command, caller))
 
     def stages(self) -> Sequence[task_pb2.Task]:
         """Returns the tasks of stages that this replica is at work on."""
-        boxes = [box for key, box in self._mailboxes.items() if key[0] == "task" and self._owns(box)]
-        states = [box.state for box in boxes if box.state is not None and not box.machine.finished(box.state)]
-        return [state.task for state in states if state.stage is not None]
+        return [box.state.task for box in self._mailboxes.values() if box.does_a_stage and self._owns(box)]
 
     def _later(self, seconds: float, key: Key, command: Command) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(max(0.0, seconds), self._tell, key, command)
@@ -395,21 +389,3 @@ class Actor:
         if deadline := self._deadlines.pop(key, None):
             deadline.cancel()
         self._slots.leave(key)
-
-
-def flow_of(asked: conductor_pb2.ExecuteRequest | task_pb2.Task) -> Flow:
-    """Returns whose turn a task takes: its desktop's and project's."""
-    return asked.desktop_id or DEFAULT_DESKTOP, asked.project_id
-
-
-def _shown(box: Mailbox, state: Any, pos: int) -> Message:
-    """Returns a state as its caller sees it: Task or ProjectState, current through `pos`."""
-    shown = task_pb2.Task() if box.key[0] == "task" else type(state)()
-    shown.CopyFrom(state.task if box.key[0] == "task" else state)
-    shown.as_of_sequence = pos
-    return shown
-
-
-def _lost_race(key: Key) -> Refusal:
-    text = f"Others keep changing {key[0]} {key[1]}. Read it again and decide anew."
-    return Refusal(Reason.ERROR_REASON_WRITE_CONFLICT, text, id=key[1])

@@ -66,7 +66,7 @@ class Intake:
 
 
 def _refused(text: str, **metadata: object) -> Refusal:
-    return Refusal(Reason.ERROR_REASON_UPLOAD_REFUSED, text, **metadata)
+    return Refusal(Reason.ERROR_REASON_UPLOAD_REFUSED, text, (), **metadata)
 
 
 async def _pieces(first: conductor_pb2.UploadDataRequest, rest: Requests) -> AsyncIterator[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 from conductor.v1 import task_pb2
 from google.protobuf.message import Message
 
-from services.common.errors import Refusal
+from services.common.errors import Reason, Refusal
 from services.conductor.machines import Machine
 from services.conductor.protocol import Command, Effect
 from services.conductor.store.base import Key
@@ -33,6 +33,13 @@ class Note:
     command: Command | None  # None: only find out from the log how things stand
     caller: Caller
     reply: asyncio.Future[Message] | None  # None: from inside, nobody waits
+
+    @classmethod
+    def unheard(cls, command: Command, caller: Caller) -> "Note":
+        """Returns a message whose answer nobody waits for; a refusal is no news."""
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda answered: answered.cancelled() or answered.exception())
+        return cls(command, caller, reply)
 
     def refuse(self, error: Exception) -> None:
         """Answers with an error, if somebody still waits."""
@@ -68,6 +75,24 @@ class Mailbox:
     unsure: Unsure | None = None
     waiting: deque[Note] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
+
+    @property
+    def does_a_stage(self) -> bool:
+        """Whether it is the mailbox of a task that does a stage of a run, and has not ended as far as is known."""
+        known = self.key[0] == "task" and self.state is not None
+        return known and self.state.stage is not None and not self.machine.finished(self.state)
+
+    def shown(self, state: Any, pos: int) -> Message:
+        """Returns a state of its machine as its caller sees it: Task or ProjectState, current through `pos`."""
+        shown = task_pb2.Task() if self.key[0] == "task" else type(state)()
+        shown.CopyFrom(state.task if self.key[0] == "task" else state)
+        shown.as_of_sequence = pos
+        return shown
+
+    def lost_race(self) -> Refusal:
+        """Returns why a command was not carried out though it might have been."""
+        text = f"Others keep changing {self.key[0]} {self.key[1]}. Read it again and decide anew."
+        return Refusal(Reason.ERROR_REASON_WRITE_CONFLICT, text, id=self.key[1])
 
     def refuse_callers(self, error: Refusal) -> None:
         """Answers the callers behind a message that has to wait for the store; they shall not wait with it."""

@@ -5,7 +5,7 @@ themselves; the commands here are those nobody outside can send.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from conductor.v1 import (
@@ -111,12 +111,13 @@ class StartRun:
 
 @dataclass(frozen=True, slots=True)
 class StageEnded:
-    """The task that did a stage has ended. Without an error it did its work."""
+    """The task that did a stage has ended. Without an error it did its work. `scope`: on whose behalf."""
 
     task_id: str
     outcome: project_pb2.StageOutcome | None
     error: error_pb2.TypedError | None
     report_path: str = ""
+    scope: task_pb2.Scope = field(default_factory=task_pb2.Scope)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,20 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TypeAlias
 
+from conductor.v1 import conductor_pb2, task_pb2
+
+from services.conductor.state.task import DEFAULT_DESKTOP
 from services.conductor.store.base import Key
 
 # Whose turn it is: a task's desktop, and its project.
 Flow: TypeAlias = tuple[str, str]
 
 SHARE = 8  # a desktop may hold at most this many times what is free in the queue
+
+
+def flow_of(asked: conductor_pb2.ExecuteRequest | task_pb2.Task) -> Flow:
+    """Returns whose turn a task takes: its desktop's and project's."""
+    return asked.desktop_id or DEFAULT_DESKTOP, asked.project_id
 
 
 class Slots:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from conductor.v1 import report_writer_pb2, report_writer_pb2_grpc
 
@@ -131,12 +131,15 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
             findings = self._store_findings(request) if request.research_id else None
         except OSError as error:
             raise _disk_refusal("stored", error) from error
-        return self._write_content(request, content, findings)
+        return self._write_content(request, lambda: content, findings)
 
     def _write_run(self, request: report_writer_pb2.WriteRunReportRequest) -> report_writer_pb2.WriteReportResponse:
-        content = report.sealed(request, run_report.body(request, self._left(request)))
-        self._check_size(content)
-        return self._write_content(request, content, None)
+        def make() -> bytes:
+            content = report.sealed(request, run_report.body(request, self._left(request)))
+            self._check_size(content)
+            return content
+
+        return self._write_content(request, make, None)
 
     def _left(self, request: report_writer_pb2.WriteRunReportRequest) -> run_found.Left:
         """Reads what the stages left, None where that is nothing to be read.
@@ -158,10 +161,10 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
             raise _too_large("report", len(content), self._max_bytes)
 
     def _write_content(
-        self, request: report.AnyRequest, content: bytes, findings: report_writer_pb2.Artifact | None
+        self, request: report.AnyRequest, make: Callable[[], bytes], findings: report_writer_pb2.Artifact | None
     ) -> report_writer_pb2.WriteReportResponse:
         try:
-            content, existed = self._store(request, content)
+            content, existed = self._store(request, make)
         except OSError as error:
             raise _disk_refusal("stored", error) from error
         return report_writer_pb2.WriteReportResponse(
@@ -186,11 +189,12 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
             raise _conflict(path, f"What stands at {path} is {found}") from found
         return whole
 
-    def _store(self, request: report.AnyRequest, content: bytes) -> tuple[bytes, bool]:
+    def _store(self, request: report.AnyRequest, make: Callable[[], bytes]) -> tuple[bytes, bool]:
         """Returns what stands under the report's name, and whether it was there before. Looks first: a repeat must
-        succeed on a full disk too."""
+        succeed on a full disk too, and when what the report was made of is gone."""
         with contextlib.suppress(FileNotFoundError):
             return self._standing(request), True
+        content = make()
         if self._folder.publish(report.file_name(request.task_id), content):
             return content, False
         return self._standing(request), True  # another call for the same task was faster

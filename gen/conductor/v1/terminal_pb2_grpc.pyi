@@ -53,7 +53,8 @@ class TerminalStub:
     which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
     are refused.
     Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
-    commands may make it, FILE_NOT_FOUND (the path leads through something that is no folder), UPLOAD_REFUSED (another SHA-256).
+    commands may make it, FILE_NOT_FOUND (no path of a file, or it leads through something that is no folder, or to a
+    folder), UPLOAD_REFUSED (another SHA-256), SANDBOX_UNAVAILABLE (the disk is full). Nothing is changed then.
     """
     StatFile: _grpc.UnaryUnaryMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.OutputFile]
     """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile."""
@@ -89,7 +90,8 @@ class TerminalAsyncStub(TerminalStub):
     which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
     are refused.
     Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
-    commands may make it, FILE_NOT_FOUND (the path leads through something that is no folder), UPLOAD_REFUSED (another SHA-256).
+    commands may make it, FILE_NOT_FOUND (no path of a file, or it leads through something that is no folder, or to a
+    folder), UPLOAD_REFUSED (another SHA-256), SANDBOX_UNAVAILABLE (the disk is full). Nothing is changed then.
     """
     StatFile: _aio.UnaryUnaryMultiCallable[_terminal_pb2.ReadFileRequest, _terminal_pb2.OutputFile]  # type: ignore[assignment]
     """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile."""
@@ -140,7 +142,8 @@ class TerminalServicer(metaclass=_abc_1.ABCMeta):
         which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
         are refused.
         Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
-        commands may make it, FILE_NOT_FOUND (the path leads through something that is no folder), UPLOAD_REFUSED (another SHA-256).
+        commands may make it, FILE_NOT_FOUND (no path of a file, or it leads through something that is no folder, or to a
+        folder), UPLOAD_REFUSED (another SHA-256), SANDBOX_UNAVAILABLE (the disk is full). Nothing is changed then.
         """
 
     @_abc_1.abstractmethod

@@ -11,7 +11,7 @@ Every other pair is refused, changes nothing and writes nothing.
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2
+from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2, task_pb2
 
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import project_event
@@ -75,8 +75,14 @@ def decide(state: project_pb2.ProjectState, command: ProjectCommand, given: Give
         event.occurred_at.FromNanoseconds(given.at)
         after = evolve(after, event)
     if isinstance(command, Resume) or run.current(after).task_id != run.current(state).task_id:
-        effects = (*effects, *run.to_begin(after))
+        effects = (*effects, *run.to_begin(after, _scope_of(command)))
     return Decision(tuple(events), tuple(effects), after=after)
+
+
+def _scope_of(command: ProjectCommand) -> task_pb2.Scope:
+    """Returns on whose behalf a command is. Nobody knows any more after a crash."""
+    asked = command.request if isinstance(command, StartRun) else command
+    return task_pb2.Scope() if isinstance(asked, Resume | RecordUpload) else asked.scope
 
 
 def _moved(state: project_pb2.ProjectState, command: ProjectCommand, given: Given) -> run.Moved:

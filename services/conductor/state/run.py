@@ -198,7 +198,7 @@ def ended(state: State, command: StageEnded, given: Given) -> Moved:
     return [*events, *_onward(state, command.outcome.summary)], []
 
 
-def to_begin(state: State) -> Sequence[Effect]:
+def to_begin(state: State, scope: task_pb2.Scope) -> Sequence[Effect]:
     """Returns what keeps a run going: the task of the stage in progress, to be begun unless it is there."""
     if state.run.status != RunStatus.RUN_STATUS_RUNNING or current(state).status != IN_PROGRESS:
         return ()
@@ -215,7 +215,11 @@ def to_begin(state: State) -> Sequence[Effect]:
     )
     call.run.ClearField("programs")
     request = conductor_pb2.ExecuteRequest(
-        objective=run.objective, output_mode=task_pb2.OUTPUT_MODE_STAGE, project_id=state.project_id
+        objective=run.objective,
+        output_mode=task_pb2.OUTPUT_MODE_STAGE,
+        project_id=state.project_id,
+        desktop_id=scope.desktop_id,
+        scope=scope,
     )
     request.hints.deadline.FromNanoseconds(int(STAGE_DEADLINE_S * 1e9))
     request.hints.max_attempts = STAGE_ATTEMPTS

@@ -357,7 +357,7 @@ def _tell_project(draft: _Draft) -> None:
     state, task = draft.state, draft.state.task
     if state.stage is not None:
         error = task.error if task.HasField("error") else None
-        ended = StageEnded(task.task_id, state.outcome, error, task.report_path)
+        ended = StageEnded(task.task_id, state.outcome, error, task.report_path, task.scope)
         draft.effects.append(TellProject(task, ended))
 
 
