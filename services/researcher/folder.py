@@ -26,7 +26,7 @@ from services.researcher.freshness import Changes
 from services.researcher.globs import matcher
 from services.researcher.index.collection import Collection
 from services.researcher.index.origin import Entry, Missed, Reading, Stamp
-from services.researcher.protocol import Encoder
+from services.researcher.protocol import Encoder, Inquiry, Notes, View
 from services.researcher.watch import Watch
 
 MAX_DEPTH = 32  # folders below the source; each holds one descriptor while it is walked
@@ -71,6 +71,7 @@ class FolderSource(Collection):
         home: where the index is kept.
         rescan: seconds after which it is walked without a sign of change.
         configured: by the operator, as `describe` says.
+        watched: it is to be kept up to date before anybody asks, see background.py.
         formats: which files belong to it, and what is in them; all documents that can be read when absent.
     """
 
@@ -89,6 +90,7 @@ class FolderSource(Collection):
         encoder: Encoder | None = None,
         kind: SourceKind.ValueType = SourceKind.SOURCE_KIND_FOLDER,
         configured: bool = False,
+        watched: bool = False,
         formats: Formats | None = None,
     ) -> None:
         origin = Folder(
@@ -98,7 +100,46 @@ class FolderSource(Collection):
             path=f"{root.label}/{path}" if path else root.label, include=include, exclude=exclude, configured=configured
         )
         super().__init__(name, kind, origin, home, about=about, encoder=encoder)
+        self.watched = watched
         self._folder = origin
+        self.closed = False
+        self.problem = ""  # why the background could not index it
+        self._asking = 0
+        self._state = threading.Lock()
+
+    def open(self, inquiry: Inquiry, watch: Watch, notes: Notes) -> View:
+        """Indexes what is new or changed and returns a view, see Collection. What works in the background gives way."""
+        with self._state:
+            self._asking += 1
+        try:
+            return super().open(inquiry, watch, notes)
+        finally:
+            with self._state:
+                self._asking -= 1
+
+    def describe(self) -> researcher_pb2.Source:
+        """Returns what the index holds now, and why it stays behind."""
+        source = super().describe()
+        source.problem = self.problem
+        return source
+
+    def asked(self) -> bool:
+        """Says whether a research is opening it just now."""
+        with self._state:
+            return self._asking > 0
+
+    def finished(self) -> bool:
+        """Says whether the last pass over all of it, by this process, came to its end."""
+        return self._ended > 0
+
+    def due(self, quiet: float, most: float) -> bool:
+        """Says whether its index is behind, and the folder has been quiet for so long, or changing for the most."""
+        return not self.closed and (not self.finished() or self._folder.due(quiet, most))
+
+    def close(self) -> None:
+        """Lets go of what it holds."""
+        self.closed = True
+        super().close()
 
     def confirm(self, path: str) -> None:
         """Raises Refusal (SOURCE_REFUSED) when no folder or document stands at a path, "" for the whole of it.
@@ -162,11 +203,17 @@ class Folder:
             walked = self._walked
         if walked is None or time.monotonic() - walked[0] > self._rescan or self._changes.some():
             return True
-        try:
-            with self._opened(()) as folder:
-                return walked[1] != _identity(os.fstat(folder))
-        except OSError:
+        return self._replaced(walked[1])
+
+    def due(self, quiet: float, most: float) -> bool:
+        """Says whether something changed that is worth a walk now; where changes are not seen, it is after a rescan."""
+        with self._state:
+            walked = self._walked
+        if walked is None:
             return True
+        if self._changes.blind():
+            return time.monotonic() - walked[0] > self._rescan
+        return self._changes.settled(quiet, most) or self._replaced(walked[1])
 
     def entries(self, below: str, watch: Watch) -> Iterator[Entry | Missed]:
         """Lists the documents at or below a key, in a fixed order. Raises Refusal, OutOfTime, Cancelled."""
@@ -258,6 +305,14 @@ class Folder:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def _replaced(self, identity: tuple[int, int]) -> bool:
+        """Says whether another folder stands where the walked one stood, or none."""
+        try:
+            with self._opened(()) as folder:
+                return identity != _identity(os.fstat(folder))
+        except OSError:
+            return True
 
     # Walking
 
