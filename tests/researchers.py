@@ -46,11 +46,18 @@ async def serving(folder: Path, *roots: Path, **environ: str) -> AsyncIterator[A
 
 
 @contextlib.asynccontextmanager
-async def started(folder: Path, *roots: Path, **environ: str) -> AsyncIterator[tuple[Any, asyncio.subprocess.Process]]:
-    """Starts a Researcher as a process and gives a stub to it; kills it at the end if it still runs."""
+async def started(
+    folder: Path, *roots: Path, before: str = "", **environ: str
+) -> AsyncIterator[tuple[Any, asyncio.subprocess.Process]]:
+    """Starts a Researcher as a process and gives a stub to it; kills it at the end if it still runs.
+
+    Args:
+        before: Python that its process runs first, for example to make a batch of an index smaller.
+    """
     names = settings_of(folder, *roots, **environ) | {"PATH": os.environ["PATH"]}
+    program = f"{before}\nfrom services.researcher.__main__ import main\nmain()"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.researcher", cwd=PROJECT, env=names, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-c", program, cwd=PROJECT, env=names, stderr=asyncio.subprocess.PIPE
     )
     assert process.stderr is not None
     try:

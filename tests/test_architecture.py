@@ -57,30 +57,43 @@ class Source:
         parts = self.path.split("/")
         return parts[1] if parts[0] == "services" and len(parts) > 2 else ""
 
-    def imports(self) -> Iterator[tuple[int, str]]:
-        """Yields line and full name of every import, also those inside functions and of names from packages."""
-        for node in ast.walk(self.tree):
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the tree; all rules look at the same."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def imports(self) -> list[tuple[int, str]]:
+        """Line and full name of every import, also those inside functions and of names from packages."""
+        return list(self._imports())
+
+    def _imports(self) -> Iterator[tuple[int, str]]:
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((node.lineno, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 package = "." * node.level + (node.module or "")
                 yield from ((node.lineno, f"{package}.{alias.name}") for alias in node.names)
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            elif isinstance(node, ast.Call) and _named(node.func).endswith(("import_module", "__import__")):
                 yield node.lineno, node.args[0].value if isinstance(node.args[0], ast.Constant) else "?"
 
     def texts(self) -> Iterator[tuple[int, str]]:
         """Yields line and value of every text in the code that is no docstring."""
-        said = {id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(self.tree):
+        said = {id(node.value) for node in self.nodes if isinstance(node, ast.Expr)}
+        for node in self.nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
                 yield node.lineno, node.value
 
     def uses(self, *names: str) -> Iterator[int]:
         """Yields the lines where a name, or an attribute of that name, is used."""
-        for node in ast.walk(self.tree):
-            found = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
-            if found in names:
+        for node in self.nodes:
+            if _named(node) in names:
                 yield node.lineno
+
+
+def _named(node: ast.AST) -> str:
+    """Returns the name, or the attribute's, that a node is; "" when it is neither."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def inside(name: str, *packages: str) -> bool:
@@ -104,7 +117,7 @@ def rule(sentence: str) -> Callable[[Rule], Rule]:
 
 @rule("a service never imports another service: they meet on the wire only")
 def _strangers(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         other = name.split(".")[1] if inside(name, "services") and "." in name else ""
         if source.service not in ("", "common") and other not in ("", "common", source.service):
             yield line
@@ -112,14 +125,14 @@ def _strangers(source: Source) -> Iterator[int]:
 
 @rule("services/common imports nothing of services but itself")
 def _common(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         if source.service == "common" and inside(name, "services") and not inside(name, "services.common"):
             yield line
 
 
 @rule("the core is pure: no grpc, asyncio, clock, random, os, uuid, files, and no stubs")
 def _core(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         if source.path.startswith(PURE) and (name.split(".")[0] in IMPURE or "_pb2_grpc" in name):
             yield line
 
@@ -127,7 +140,7 @@ def _core(source: Source) -> Iterator[int]:
 @rule("the core imports of services only what is pure itself")
 def _core_imports(source: Source) -> Iterator[int]:
     seams = source.path.endswith(("machines.py", "idempotency.py"))  # between the core and the store's value types
-    for line, name in source.imports():
+    for line, name in source.imports:
         if source.path.startswith(PURE) and inside(name, "services"):
             path = name.replace(".", "/")
             known = any(path.startswith(pure.removesuffix(".py").removesuffix("/")) for pure in PURE)
@@ -137,7 +150,7 @@ def _core_imports(source: Source) -> Iterator[int]:
 
 @rule("api never imports the store, nor views what writes to it")
 def _api(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         if source.path == "services/conductor/api.py" and inside(name, "services.conductor.store"):
             yield line
 
@@ -145,14 +158,14 @@ def _api(source: Source) -> Iterator[int]:
 @rule("the actor never sees gRPC, nor a concrete store or router")
 def _actor(source: Source) -> Iterator[int]:
     concrete = (*ENGINES, "services.conductor.router", "services.conductor.api", "grpc", "grpc_status")
-    for line, name in source.imports():
+    for line, name in source.imports:
         if source.path == "services/conductor/actor.py" and (inside(name, *concrete) or "_pb2_grpc" in name):
             yield line
 
 
 @rule("only the store itself names its engines")
 def _engines(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         engine = name.startswith(ENGINES)
         if source.service and engine and not source.path.startswith("services/conductor/store/"):
             yield line
@@ -161,28 +174,28 @@ def _engines(source: Source) -> Iterator[int]:
 @rule("stubs are imported only in api, router, service, __main__ and server, and outside of services")
 def _stubs(source: Source) -> Iterator[int]:
     free = not source.service or source.path.split("/")[-1] in STUB_PLACES
-    for line, name in source.imports():
+    for line, name in source.imports:
         if "_pb2_grpc" in name and not free:
             yield line
 
 
 @rule("nothing imports tests")
 def _tests(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         if inside(name, "tests") or inside(name, "pytest", "conftest"):
             yield line
 
 
 @rule("client and stages import nothing of services")
 def _outside(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         if source.path.startswith(("client/", "stages/", "console/")) and inside(name, "services", "ops"):
             yield line
 
 
 @rule("services import neither ops nor client, and imports are absolute")
 def _inwards(source: Source) -> Iterator[int]:
-    for line, name in source.imports():
+    for line, name in source.imports:
         if source.service and (inside(name, "ops", "client", "stages", "bench") or name.startswith(".")):
             yield line
 
@@ -194,7 +207,7 @@ def _inwards(source: Source) -> Iterator[int]:
 def _environment(source: Source) -> Iterator[int]:
     if source.service and source.path != "services/common/config.py":
         yield from source.uses("environ", "environb", "getenv", "getenvb")
-        yield from (line for line, name in source.imports() if name in ("os.environ", "os.getenv", "os.environb"))
+        yield from (line for line, name in source.imports if name in ("os.environ", "os.getenv", "os.environb"))
 
 
 @rule("only status.py makes a status of an error, and only boundary.py asks it to")
@@ -203,7 +216,7 @@ def _status(source: Source) -> Iterator[int]:
         if source.path != "services/common/boundary.py":
             yield from source.uses("to_status", "abort_with_status")
         yield from source.uses("status_pb2", "abort", "set_code", "set_details")
-        yield from (line for line, name in source.imports() if "status_pb2" in name)
+        yield from (line for line, name in source.imports if "status_pb2" in name)
 
 
 @rule("only report.py builds a path below reports/")
@@ -217,6 +230,8 @@ def _reports(source: Source) -> Iterator[int]:
 
 @rule(f"a file has at most {MAX_CODE_LINES} lines of code; longer ones hold two ideas")
 def _size(source: Source) -> Iterator[int]:
+    if source.text.count("\n") < MAX_CODE_LINES:
+        return  # to read the tokens of all files takes seconds
     lines = code_lines(source)
     if source.path not in LONG and len(lines) > MAX_CODE_LINES:
         yield lines[MAX_CODE_LINES]
@@ -229,7 +244,7 @@ def code_lines(source: Source) -> list[int]:
     for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
         if token.type not in silent:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return sorted(lines)

@@ -17,7 +17,7 @@ from conductor.v1 import error_pb2, report_writer_pb2
 
 from services.report_writer.artifacts import MAX_BYTES, PART_S
 from services.report_writer.files import PARTS
-from tests.test_report_writer import LAUNCH, Writer, names, refused, running, temporaries
+from tests.report_writers import LAUNCH, Writer, names, refused, running, temporaries
 
 Reason = error_pb2.ErrorReason
 KIB = 1024

@@ -288,7 +288,8 @@ def free_port() -> int:
 async def served(environ: dict[str, str], use: Any) -> asyncio.subprocess.Process:
     """Starts a Conductor and calls it once it answers."""
     process = await start("conductor", environ)
-    async with grpc.aio.insecure_channel(environ["CONDUCTOR_LISTEN"]) as channel:
+    impatient = [(f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")]
+    async with grpc.aio.insecure_channel(environ["CONDUCTOR_LISTEN"], impatient) as channel:
 
         async def answers() -> bool:
             assert process.returncode is None

@@ -19,9 +19,9 @@ from client.errors import ConductorError
 from ops.stack import Stack
 from tests.conftest import Running
 from tests.fakes import Workers
-from tests.test_client import COMMAND
+from tests.report_writers import running
+from tests.scripted_conductor import COMMAND
 from tests.test_output_kept import OUT, chunks, commands, conducting, ends, writes
-from tests.test_report_writer import running
 
 MIB = 1024 * 1024
 # HTML that would run if a browser took it for a page.

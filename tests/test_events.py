@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conductor.v1 import conductor_pb2, event_pb2, project_pb2, researcher_pb2, task_pb2, terminal_pb2
+from conductor.v1 import (
+    conductor_pb2,
+    event_pb2,
+    project_pb2,
+    report_writer_pb2,
+    researcher_pb2,
+    task_pb2,
+    terminal_pb2,
+)
 from google.protobuf import json_format
 
 from services.common.errors import Reason, Refusal
@@ -161,8 +169,10 @@ class StageWorkers(Workers):
         raise Refusal(Reason.ERROR_REASON_FILE_NOT_FOUND, "There is no such file.")
 
     async def WriteFile(self, requests: Any, context: Any) -> terminal_pb2.OutputFile:
-        data = b"".join([request.data async for request in requests])
-        told = json.loads(data)
+        asked = [request async for request in requests]
+        if asked[0].path != "envelope.json":
+            return terminal_pb2.OutputFile()
+        told = json.loads(b"".join(request.data for request in asked))
         self.left = json.dumps(
             {
                 **{key: told[key] for key in ("contract", "stage", "run_id", "attempt")},
@@ -174,6 +184,10 @@ class StageWorkers(Workers):
             }
         )
         return terminal_pb2.OutputFile()
+
+    async def GetArtifact(self, request: Any, context: Any) -> Any:
+        [kept, *_] = [piece for piece in self.pieces if piece.sha256 == request.sha256]
+        yield report_writer_pb2.GetArtifactResponse(data=kept.data)
 
     async def ReadFile(self, request: Any, context: Any) -> Any:
         yield terminal_pb2.ReadFileResponse(data=self.left.encode())
@@ -325,8 +339,10 @@ async def exits_3(_: Any) -> Sequence[Any]:
 @pytest.fixture
 async def logs(tmp_path: Path) -> AsyncIterator[dict[str, list[event_pb2.Event]]]:
     workers = await StageWorkers().start()
-    yield await Recorder(tmp_path, workers).run()
-    await workers.stop()
+    try:
+        yield await Recorder(tmp_path, workers).run()
+    finally:
+        await workers.stop()
 
 
 # ---- names and folds ----

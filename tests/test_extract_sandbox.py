@@ -1,6 +1,5 @@
-"""What holds a parser process, shown by attacks from inside; and what becomes of a document whose parser fails."""
+"""What holds a parser process, shown by attacks from inside, and that no document has a say in another."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -13,40 +12,22 @@ from pathlib import Path
 import pytest
 
 from services.common import landlock
-from services.researcher.documents import Text, Unreadable
-from services.researcher.extract import parsers as module
+from services.researcher.documents import Unreadable
 from services.researcher.extract.parsers import ROOT, Parsers
 from services.researcher.extract.reading import document, documents
-from services.researcher.watch import Cancelled, OutOfTime, Watch
+from services.researcher.watch import Watch
+from tests import attacked as attacks
+from tests.attacked import ATTACK, alone, at_work, do, do_all, ended, gone, idle
 
-# A parser that does what the document says, Python, and answers with what came of it.
-ATTACK = """
-import sys; sys.path.insert(0, sys.argv[1])
-from services.researcher.extract import worker, parts
-import ctypes, mmap, os, resource, signal, socket, subprocess, time
-def attack(name, data, bounds):
-    seen = {}
-    try:
-        exec(data.decode(), globals(), seen)
-        answer = repr(seen.get("answer"))
-    except (OSError, ValueError) as error:  # ValueError: of setrlimit
-        answer = type(error).__name__
-    yield parts.Part("", answer)
-worker.main(attack)
-"""
+attacked = attacks.attacked  # a fixture
 
 
-@pytest.fixture
-def attacked() -> Iterator[Parsers]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Parsers]:
+    """For documents that leave nothing behind, as each has a process of its own."""
     parsers = Parsers(ATTACK)
     yield parsers
     parsers.close()
-
-
-def do(parsers: Parsers, code: str) -> str:
-    ((_, found),) = documents("a.html", code.encode(), parsers, Watch(60))
-    assert isinstance(found, Text), found
-    return found.text
 
 
 def test_the_attack_works_where_nothing_holds_it() -> None:
@@ -77,8 +58,8 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("what", ATTACKS)
-def test_a_parser_cannot(attacked: Parsers, what: str) -> None:
-    assert do(attacked, ATTACKS[what]) in ("PermissionError", "OSError", "ValueError")
+def test_a_parser_cannot(shared: Parsers, what: str) -> None:
+    assert do(shared, ATTACKS[what]) in ("PermissionError", "OSError", "ValueError")
 
 
 def test_a_parser_has_nothing_of_the_service(attacked: Parsers) -> None:
@@ -90,14 +71,24 @@ def test_a_parser_has_nothing_of_the_service(attacked: Parsers) -> None:
         )
         == "[]"
     )
-    (pid,) = attacked.pids
-    assert Path(f"/proc/{pid}/environ").read_bytes() == b""
-    assert sorted(each.name for each in Path(f"/proc/{pid}/fd").iterdir()) == ["0", "1", "2"]
-    status = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
-    )
-    assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
-    assert Path(f"/proc/{pid}/cwd").resolve() == Path("/")
+    assert idle(attacked)
+    watch = Watch(60)
+    work = threading.Thread(target=lambda: ended(attacked, lambda: do_all(attacked, b"time.sleep(1000)", watch)))
+    work.start()
+    pid = at_work(attacked)
+    try:
+        (origin,) = attacked.pids
+        for each in (pid, origin):
+            assert Path(f"/proc/{each}/environ").read_bytes() == b""
+            assert Path(f"/proc/{each}/cwd").resolve() == Path("/")
+        assert sorted(each.name for each in Path(f"/proc/{pid}/fd").iterdir()) == ["0", "1", "2"]
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+        )
+        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
+    finally:
+        watch.cancel()
+        work.join()
 
 
 @pytest.mark.skipif(not landlock.abi(), reason="a kernel without Landlock")
@@ -129,9 +120,9 @@ from services.researcher.extract.worker import main; main()
 def test_where_the_kernel_has_no_locks_it_is_said_once_and_documents_are_read(caplog: pytest.LogCaptureFixture) -> None:
     parsers = Parsers(WITHOUT)
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert document("a.html", "", b"<p>words", parsers, Watch(60)).text == "words"
-            os.kill(parsers.pids[0], signal.SIGKILL)
+        for number in range(2):
+            assert alone(parsers, f"<p>words {number}") == f"words {number}"
+            os.kill(parsers.pids[0], signal.SIGKILL)  # another starts, and finds the same
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2 and "Landlock" in said[0] and "seccomp" in said[1], said
     parsers.close()
@@ -144,193 +135,8 @@ def test_an_ordinary_user_is_held_as_well() -> None:
     parsers = Parsers(ATTACK.replace("worker.main(attack)", drop))
     for what in ("read a file", "a socket", "fork", "kill the service"):
         assert do(parsers, ATTACKS[what]) in ("PermissionError", "OSError")
-    assert do(parsers, "answer = os.getpid()") == str(parsers.pids[0])
+    assert int(do(parsers, "answer = os.getpid()")) != parsers.pids[0]
     parsers.close()
-
-
-def test_an_interpreter_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(Unreadable, match="cannot be started"):
-        document("a.html", "", b"<p>", Parsers(), Watch(60))
-
-
-# Deaths
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        ("signal.setitimer(signal.ITIMER_PROF, 0.1)\nwhile True: pass", "CPU time"),
-        ("x = b'x' * 2**34", "memory"),
-        ("x = []\nwhile True: x.append(bytes(2**26))", "memory"),
-        ("ctypes.string_at(0)", "breaks it"),
-        ("os._exit(0)", "breaks it"),
-        ("os.write(1, b'x' * 100)", "no answer"),
-        ("os.write(1, b'\\0\\0\\0\\2' + bytes(8) + b'[]')", "no answer"),
-        ("os.write(1, b'\\0\\0\\0\\2' + bytes(8) + b'{}')", "no answer"),
-    ],
-)
-def test_a_parser_that_fails_is_named_and_replaced(attacked: Parsers, code: str, words: str) -> None:
-    found = list(documents("a.html", code.encode(), attacked, Watch(100)))
-    assert any(isinstance(each, Unreadable) and words in str(each) for _, each in found), found
-    assert do(attacked, "answer = 1") == "1"
-
-
-def test_a_parser_that_hangs_is_ended(attacked: Parsers, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert do(attacked, "answer = 1") == "1"
-    monkeypatch.setattr(module, "SILENCE_S", 1)
-    ((_, found),) = documents("a.html", b"time.sleep(1000)", attacked, Watch(60))
-    assert isinstance(found, Unreadable) and "or said nothing" in str(found)
-
-
-def test_time_and_cancel_end_a_parser_at_once(attacked: Parsers) -> None:
-    watch = Watch(60)
-    threading.Timer(1, watch.cancel).start()
-    with pytest.raises(Cancelled):
-        list(documents("a.html", b"time.sleep(1000)", attacked, watch))
-    assert watch.elapsed() < 20 and attacked.pids == []
-    with pytest.raises(OutOfTime):
-        list(documents("a.html", b"time.sleep(1000)", attacked, Watch(0.5)))
-    assert attacked.pids == []
-
-
-def test_a_killed_parser_is_started_again() -> None:
-    parsers = Parsers()
-    assert document("a.html", "", b"<p>one", parsers, Watch(30)).text == "one"
-    os.kill(parsers.pids[0], signal.SIGKILL)
-    for _ in range(2):
-        with contextlib.suppress(Unreadable):  # it may die in the middle of the first
-            document("a.html", "", b"<p>two", parsers, Watch(30))
-    assert document("a.html", "", b"<p>three", parsers, Watch(30)).text == "three"
-    parsers.close()
-
-
-RESTING = """
-import sys; sys.path.insert(0, sys.argv[1])
-from services.researcher.extract import worker
-worker.IDLE_S = 0.05
-worker.main()
-"""
-
-
-def usual(parsers: Parsers, page: str) -> str:
-    """Reads a page as one of many, not alone."""
-    ((_, found),) = documents("a.html", page.encode(), parsers, Watch(60))
-    assert isinstance(found, Text), found
-    return found.text
-
-
-def alone(parsers: Parsers, page: str) -> str:
-    """Reads a page as it is read to check a quote."""
-    return document("a.html", "", page.encode(), parsers, Watch(60)).text
-
-
-@pytest.mark.parametrize("how", [usual, alone])
-def test_an_idle_parser_ends_and_the_next_document_does_not_notice(how: Callable[[Parsers, str], str]) -> None:
-    parsers = Parsers(RESTING)
-    for number in range(3):
-        assert how(parsers, f"<p>{number}") == str(number)
-        (pid,) = parsers.pids
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    parsers.close()
-
-
-def test_two_parsers_serve_many_threads() -> None:
-    parsers = Parsers()
-    texts: list[str] = []
-    ids: set[int] = set()
-
-    def read(number: int) -> None:
-        for turn in range(10):
-            text = usual(parsers, f"<p>{number} {turn}")
-            assert text == f"{number} {turn}"
-            texts.append(text)
-            ids.update(parsers.pids)
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(texts) == 80 and len(ids) <= module.PROCESSES
-    parsers.close()
-    assert parsers.pids == []
-
-
-# A parser that was taken over
-
-
-def started(script: str) -> str:
-    """A parser that says it is ready, and then does what it likes."""
-    return f"""
-import os, struct, sys, time, json
-def send(head, body=b""):
-    text = json.dumps(head).encode()
-    os.write(1, struct.pack(">IQ", len(text), len(body)) + text + body)
-send({{"missing": []}})
-{script}
-"""
-
-
-DEAF = started("time.sleep(1000)")
-LARGE = b"x" * 2_000_000  # more than a pipe holds
-
-
-def ended(parsers: Parsers, work: Callable[[], object]) -> BaseException | None:
-    """What a thread that works ends with; it must end."""
-    problem: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            work()
-        except BaseException as error:  # whatever it is, it is looked at below
-            problem.append(error)
-
-    thread = threading.Thread(target=body, daemon=True)
-    thread.start()
-    thread.join(20)
-    assert not thread.is_alive(), "it hangs"
-    assert parsers.pids == []
-    return problem[0] if problem else None
-
-
-def test_a_parser_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsers = Parsers(DEAF)
-    watch = Watch(60)
-    threading.Timer(1, watch.cancel).start()
-    assert isinstance(ended(parsers, lambda: list(documents("a.html", LARGE, parsers, watch))), Cancelled)
-    late = ended(parsers, lambda: list(documents("a.html", LARGE, parsers, Watch(0.5))))
-    assert isinstance(late, OutOfTime)
-    monkeypatch.setattr(module, "SILENCE_S", 1)
-    found: list[object] = []
-    assert ended(parsers, lambda: found.extend(documents("a.html", LARGE, parsers, Watch(60)))) is None
-    assert "took nothing in" in str(found)
-
-
-def test_a_parser_that_stops_reading_after_a_document_is_ended(attacked: Parsers) -> None:
-    end = "worker._send({'kind': 'end'}); time.sleep(1000)"
-    assert list(documents("a.html", end.encode(), attacked, Watch(60))) == []
-    watch = Watch(60)
-    threading.Timer(1, watch.cancel).start()
-    assert isinstance(ended(attacked, lambda: list(documents("a.html", LARGE, attacked, watch))), Cancelled)
-    assert do(attacked, "answer = 1") == "1"
-
-
-def test_a_parser_that_closes_its_output_and_stays_is_replaced(attacked: Parsers) -> None:
-    end = "worker._send({'kind': 'end'}); os.close(1); time.sleep(1000)"
-    assert list(documents("a.html", end.encode(), attacked, Watch(60))) == []
-    texts: list[str] = []
-    work = threading.Thread(target=lambda: texts.append(do(attacked, "answer = 1")), daemon=True)
-    work.start()
-    work.join(20)
-    assert texts == ["1"]
-
-
-def test_a_parser_that_ends_as_soon_as_it_is_ready_is_not_started_for_ever() -> None:
-    parsers = Parsers(started("sys.exit()"))
-    with pytest.raises(Unreadable):
-        document("a.html", "", LARGE, parsers, Watch(60))
 
 
 # From now on the parser answers every document with a forged text.
@@ -342,39 +148,23 @@ worker._answer = forge
 """
 
 
-def test_what_is_read_alone_cannot_be_forged_by_another_document(attacked: Parsers) -> None:
+def test_no_document_has_a_say_in_another(attacked: Parsers) -> None:
     do(attacked, TAKE_OVER)
-    assert do(attacked, "answer = 1") == "forged", "the next one, as docs/security.md says"
+    assert do(attacked, "answer = 1") == "1"
     for number in range(3):
         assert document("a.html", "", f"answer = {number}".encode(), attacked, Watch(60)).text == str(number)
-        assert document("a.html", "", TAKE_OVER.encode(), attacked, Watch(60)).text == "None", "nor by another like it"
+        assert alone(attacked, f"{TAKE_OVER}# {number}") == "None", "nor in one like it"
 
 
-def test_a_parser_that_read_alone_is_gone_and_the_next_waits(attacked: Parsers) -> None:
-    first = document("a.html", "", b"answer = os.getpid()", attacked, Watch(60)).text
-    (waiting,) = attacked.pids
-    assert not Path(f"/proc/{first}").exists() and str(waiting) != first
-    assert document("a.html", "", b"answer = os.getpid()", attacked, Watch(60)).text == str(waiting)
+def test_each_document_has_a_process_of_its_own_that_ends_with_it(attacked: Parsers) -> None:
+    ids = {int(alone(attacked, f"answer = os.getpid()  # {number}")) for number in range(5)}
+    ids |= {int(do(attacked, "answer = os.getpid()")) for _ in range(5)}
+    assert len(ids) == 10 and all(gone(pid) for pid in ids)
+    (origin,) = attacked.pids
     attacked.close()
-    assert attacked.pids == [] and not Path(f"/proc/{waiting}").exists()
+    assert attacked.pids == [] and not Path(f"/proc/{origin}").exists()
     assert document("a.html", "", b"answer = 1", attacked, Watch(60)).text == "1", "after a close too"
     assert attacked.pids == [], "and nothing is left behind"
-
-
-def test_an_answer_that_is_left_early_frees_its_parser() -> None:
-    parsers = Parsers()
-    for _ in range(4):
-        found = documents("a.html", b"<p>words", parsers, Watch(60))
-        next(found)
-        found.close()  # type: ignore[attr-defined]
-    assert document("a.html", "", b"<p>words", parsers, Watch(60)).text == "words"
-    parsers.close()
-
-
-def test_a_parser_that_does_not_start_is_named() -> None:
-    parsers = Parsers("raise SystemExit(1)")
-    with pytest.raises(Unreadable, match="does not start"):
-        document("a.html", "", b"<p>", parsers, Watch(60))
 
 
 LIES: list[Callable[[], str]] = [

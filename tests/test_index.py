@@ -200,8 +200,8 @@ def test_readers_see_whole_batches_while_others_write(root: Path, tmp_path: Path
         def read() -> None:
             while not ended.is_set():
                 snapshot = source._store.snapshot()
-                number = snapshot.words.search(_terms("own1x7"), (), 5)
-                if not snapshot.catalogue.passages([each for _, each in number], "docs"):
+                there = snapshot.words.search(_terms("own1x7"), (), 5)
+                if not snapshot.catalogue.passages([each.number for each in there], "docs"):
                     failures.append("the document was not there")
                 snapshot.close()
 
@@ -742,18 +742,39 @@ def test_a_source_that_becomes_another_kind_is_indexed_anew(root: Path, tmp_path
             view.close()
 
 
-def test_of_many_passages_only_the_nearest_are_scored(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_corpus(root, 300)
-    question = "own1x7 word5 word70 word123 document"
+def test_texts_that_are_repeated_leave_room_for_others(root: Path, tmp_path: Path) -> None:
+    """Far more copies than are looked for at once, some of them gone, neither hide others nor come more than thrice."""
+    copies = [root / f"copy{number:03}.md" for number in range(300)]
+    for path in copies:
+        path.write_text("The valve of the pump is open.")
+    for number in range(5):
+        (root / f"other{number}.md").write_text(f"Some pump {number} stands in the hall, and its valve is another's.")
     with folder_source(root, tmp_path / "home") as source:
-        all_ = uris(source, question, limit=60)
-        monkeypatch.setattr(lexical, "SCANNED", 10)
-        assert uris(source, question, limit=60)[:10] == all_[:10]
-        view, _ = opened(source, "part0")
-        assert {each.document.uri.split("/")[1] for each in found(view, question, 60)} == {"part0"}
-        view.close()
+        for gone in ((), copies[:40]):
+            for path in gone:
+                path.unlink()
+            names = [uri.split("/")[1] for uri in uris(source, "valve pump open", limit=20)]
+            assert sum(name.startswith("copy") for name in names) == 3
+            assert sum(name.startswith("other") for name in names) == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("\u0130STANBUL", "\u0130stanbul"),
+        ("istanbul", "\u0130STANBUL"),
+        ("\u039f\u0394\u039f\u03a3", "\u039f\u0394\u039f\u03a3"),
+        ("\u0391\u03a3\u0391", "\u03b1\u03c3\u03b1"),
+        ("STRASSE", "Strasse"),
+        ("\u00dcBER", "\u00fcber"),
+        ("\u041c\u041e\u0421\u041a\u0412\u0410", "\u043c\u043e\u0441\u043a\u0432\u0430"),
+    ],
+)
+def test_words_are_found_in_either_case(root: Path, tmp_path: Path, said: str, asked: str) -> None:
+    (root / "said.md").write_text(f"Here {said} stands, he said.")
+    (root / "other.md").write_text("Nothing of that stands here.")
+    with folder_source(root, tmp_path / "home") as source:
+        assert uris(source, asked) == ["docs/said.md"]
 
 
 # In memory

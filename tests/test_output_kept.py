@@ -25,9 +25,9 @@ from services.conductor.upload import BUFFER_BYTES, PIECE_BYTES, Upload
 from services.report_writer.files import PARTS
 from tests.conftest import Running, refused, start_conductor, until
 from tests.fakes import Workers, hangs
+from tests.report_writers import Writer, names, running
 from tests.test_api import reason_of
 from tests.test_artifacts import parts
-from tests.test_report_writer import Writer, names, running
 
 MIB = 1024 * 1024
 TERMINAL, WRITER = task_pb2.CAPABILITY_TERMINAL, task_pb2.CAPABILITY_REPORT_WRITER

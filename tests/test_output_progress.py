@@ -25,8 +25,8 @@ from services.conductor.router import GrpcRouter
 from services.conductor.upload import PIECE_BYTES as FILE_PIECE
 from tests.conftest import Running, until
 from tests.fakes import Workers, hangs
+from tests.task_runs import RAN, TWO, UNAVAILABLE, Run, T, broke
 from tests.test_output_kept import ERR, OUT, TEN, TERMINAL, chunks, commands, ends, in_turns, writes
-from tests.test_state_task import RAN, TWO, UNAVAILABLE, Run, T, broke
 
 HOUR_S = 3600
 NEVER = 1000.0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.report_writer import commands, escape
-from tests.test_report import drawn, headings, parse, record, request
+from tests.report_texts import drawn, headings, parse, record, request
 
 Record = report_writer_pb2.CommandRecord
 End, Tier = terminal_pb2.CommandEnd, terminal_pb2.IsolationTier

@@ -17,7 +17,7 @@ import pytest
 from conductor.v1 import error_pb2, report_writer_pb2, researcher_pb2
 
 from services.report_writer import report
-from tests.test_report_writer import LAUNCH, Request, Writer, a_request, conflict, names, refused, running, temporaries
+from tests.report_writers import LAUNCH, Request, Writer, a_request, conflict, names, refused, running, temporaries
 
 NAME = "findings.json"
 

@@ -72,6 +72,14 @@ def test_no_time_means_no_score(reranker: Reranker) -> None:
         reranker.score(QUESTION, [ANSWER], Watch(0))
 
 
+def test_what_was_scored_when_the_time_ends_is_kept(reranker: Reranker) -> None:
+    texts = [f"{number} {FILLER}" for number in range(3000)]
+    scores = reranker.score(QUESTION, texts, Watch(1))
+    assert 0 < len(scores) < len(texts)
+    few = min(len(scores), 5)
+    assert scores[:few] == reranker.score(QUESTION, texts[:few], Watch(60))
+
+
 def test_a_cancel_is_seen_between_two_texts(reranker: Reranker) -> None:
     watch = Watch(300)
     threading.Timer(0.3, watch.cancel).start()

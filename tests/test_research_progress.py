@@ -21,9 +21,9 @@ from services.conductor.router import GrpcRouter
 from services.conductor.state.requests import GRACE_S
 from tests.conftest import until
 from tests.fakes import Workers, finding
+from tests.report_writers import Writer, running
+from tests.task_runs import ONE, RAN, R, Run
 from tests.test_output_kept import artifact, conducting
-from tests.test_report_writer import Writer, running
-from tests.test_state_task import ONE, RAN, R, Run
 
 Response = researcher_pb2.ResearchResponse
 Outcome = researcher_pb2.ResearchOutcome

@@ -87,6 +87,16 @@ def test_nothing_is_fetched_and_the_package_is_not_run(encoder: Encoder) -> None
     assert done.stdout.split() == ["False", "0"], done.stderr
 
 
+def test_neither_a_plain_setup_nor_the_image_brings_vectors_made_from_others() -> None:
+    """Their licence is in doubt, see docs/research.md: who wants them installs them."""
+    root = Path(__file__).parents[1]
+    assert f"\n{semantic.PACKAGE}==" not in "\n" + (root / "requirements.lock").read_text()
+    assert f"\n{semantic.PACKAGE}==" in (root / "requirements-extras.lock").read_text()
+    assert "-r requirements.lock" in (image := (root / "Dockerfile").read_text()) and "extras" not in image
+    told = (root / "docs" / "research.md").read_text()
+    assert "Llama 2 Community" in told and semantic.PACKAGE in told
+
+
 def test_an_extra_that_is_not_installed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(semantic, "NEEDED", ("no_such_package_here",))
     assert extras.encoder() is None

@@ -198,6 +198,8 @@ async def test_somebody_elses_adapter_is_a_class_and_a_line(
         ("[sources.x]\nadapter='none'\npath='/'", "[sources.x]"),
         ("[sources.x]\nadapter='none:Thing'", "[sources.x]"),
         ("[sources.docs]\npath='/'", "Two sources"),
+        ("[sources.docs]\nwatch='yes'", "watch=true"),
+        ("[sources.nobody]\nwatch=true", "docs, reports"),
         ("[model]\nname=''", "model"),
     ],
 )

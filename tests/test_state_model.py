@@ -31,9 +31,9 @@ from services.conductor.protocol import (
 )
 from services.conductor.state import task_state
 from tests.conftest import MARKDOWN
+from tests.task_runs import FOUND, NOTHING, WROTE, R, T, W, broke, ended
 from tests.test_events import check_project_log, check_task_log, replayed
 from tests.test_state import COMPLETED, ENDED, FAILED, IN_PROGRESS, PENDING, SKIPPED, T0, WAITING, attempt, frozen
-from tests.test_state_task import FOUND, NOTHING, WROTE, R, T, W, broke, ended
 
 CI = settings(
     max_examples=100,

@@ -19,7 +19,7 @@ from services.common.config import ConfigError
 from services.conductor.store import migrations, sqlite
 from services.conductor.store.base import Answer, Append, Appended, Listing, StoreUnavailable
 from services.conductor.store.sqlite import SqliteStore
-from tests.test_store import LONG, a_key, an_append, check_gapless, log_of, picture
+from tests.stores import LONG, a_key, an_append, check_gapless, log_of, picture
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
@@ -27,7 +27,7 @@ WRITERS = """
 import asyncio, os, sys
 from pathlib import Path
 from services.conductor.store.sqlite import SqliteStore
-from tests.test_store import an_append
+from tests.stores import an_append
 
 async def main():
     store = SqliteStore(Path(sys.argv[1]))

@@ -16,7 +16,7 @@ from services.conductor.subscribe import Filter, Tail
 from tests.conftest import Running, refused, start_conductor, until
 from tests.fakes import Workers
 from tests.memory_store import MemoryStore
-from tests.test_store import an_append
+from tests.stores import an_append
 
 
 def wanted(**scope: str) -> Filter:

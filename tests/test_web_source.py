@@ -21,7 +21,7 @@ from services.researcher.web.media import name_of, utf8
 from services.researcher.web.settings import web_source
 from services.researcher.web.sites import Sites
 from services.researcher.web.source import WebSource, by_turns
-from tests.test_web_providers import Recorded
+from tests.web_hits import Recorded
 from tests.web_servers import HTML, Act, Asked, Server, answer, raw, redirect, serving, watch
 
 PUMP = "<html><head><title>Pumps</title></head><body><h1>Service</h1><p>The pump runs at 42 bar.</p></body></html>"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from services.researcher.closeness import weights_of
 from services.researcher.documents import Document, Heading, Passage, below
+from services.researcher.extract.kinds import kind
 from services.researcher.protocol import Candidate, Term
 from services.researcher.terms import Analyzer
 from services.researcher.watch import Watch
@@ -32,6 +33,8 @@ _UNIT_END = re.compile(
 )
 _BLOCK = re.compile(r"(?:[-*+•]|\d{1,3}[.)])[ \t]|\||`{3}|~{3}")
 _WORD = re.compile(r"\S+")
+_ROWS = frozenset({"rows", "sheets"})  # kinds of documents whose text is rows, each from the beginning of a line
+_ROW_END = re.compile(r"\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Unit:
     stems: frozenset[str]
     heading: bool = False
     opens: bool = False  # begins a paragraph, list item, row or line
+    row: bool = False  # of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,18 @@ def group(ranked: Sequence[Quote], limit: int) -> list[list[Quote]]:
 
 
 def direct(quote: Quote, terms: Sequence[Term], analyzer: Analyzer) -> str:
-    """Returns the sentence of a quote that says most of what was asked, as it stands there."""
+    """Returns the sentence of a quote that says most of what was asked, as it stands there.
+
+    A row of a table is none; it is taken where the quote is made of rows.
+    """
     passage = Passage(0, quote.text, (), ())
     weights = weights_of(terms)
-    units = _units(passage, analyzer)
-    best = max(units, key=lambda unit: (sum(weights.get(stem, 0.0) for stem in unit.stems), -unit.start))
+    units = _units(passage, analyzer, _in_rows(quote.document))
+
+    def worth(unit: Unit) -> tuple[bool, float, int]:
+        return not unit.row, sum(weights.get(stem, 0.0) for stem in unit.stems), -unit.start
+
+    best = max(units, key=worth)
     return quote.text[best.start : best.end]
 
 
@@ -111,7 +122,7 @@ def _similar(one: Quote, other: Quote) -> bool:
 def _best(hit: Candidate, weights: Mapping[str, float], analyzer: Analyzer) -> Quote | None:
     passage = hit.passage
     above = frozenset(analyzer.stems(above_text(hit.document, passage.above)))
-    units = _units(passage, analyzer)
+    units = _units(passage, analyzer, _in_rows(hit.document))
     best: tuple[float, float, int, int] | None = None
     for first, last, words, coverage, crossed in _windows(units, above, weights):
         value = coverage + READABLE_SHARE * _ease(words) - BLOCK_COST * crossed
@@ -172,16 +183,21 @@ def _windows(
             yield first, last, words, (covered + near) / total, crossed
 
 
-def _units(passage: Passage, analyzer: Analyzer) -> list[Unit]:
+def _in_rows(document: Document) -> bool:
+    return kind(document.uri) in _ROWS
+
+
+def _units(passage: Passage, analyzer: Analyzer, in_rows: bool) -> list[Unit]:
     text = passage.text
+    between = _rows if in_rows else _sentences
     units: list[Unit] = []
     position = 0
     for heading in passage.headings:
         start, end = heading.start - passage.start, min(heading.end - passage.start, len(text))
-        units += _sentences(text, position, start, analyzer)
+        units += between(text, position, start, analyzer)
         units.append(Unit(start, end, 0, frozenset(analyzer.stems(heading.text)), heading=True))
         position = end
-    units += _sentences(text, position, len(text), analyzer)
+    units += between(text, position, len(text), analyzer)
     return units
 
 
@@ -193,16 +209,27 @@ def _sentences(text: str, start: int, end: int, analyzer: Analyzer) -> Iterator[
     yield from _pieces(text, position, end, opens, analyzer)
 
 
+def _rows(text: str, start: int, end: int, analyzer: Analyzer) -> Iterator[Unit]:
+    """Yields rows whole, whatever sentences they hold. Lines inside of quotes belong to one row (RFC 4180)."""
+    position = start
+    for mark in _ROW_END.finditer(text, start, end):
+        if text.count('"', position, mark.start()) % 2 == 0:
+            yield from _pieces(text, position, mark.start(), True, analyzer, row=True)
+            position = mark.end()
+    yield from _pieces(text, position, end, True, analyzer, row=True)
+
+
 def _opens_block(mark: re.Match[str]) -> bool:
     """Says whether a paragraph, item, row or line of code, not only a sentence, begins behind the mark."""
     lines = mark[0].count("\n")
     return mark["close"] is None or lines > 1 or bool(lines and _BLOCK.match(mark.string, mark.end()))
 
 
-def _pieces(text: str, start: int, end: int, opens: bool, analyzer: Analyzer) -> Iterator[Unit]:
+def _pieces(text: str, start: int, end: int, opens: bool, analyzer: Analyzer, *, row: bool = False) -> Iterator[Unit]:
     """Yields the text between two places without the white space around it, in pieces of at most MAX_WORDS."""
     words = list(_WORD.finditer(text, start, end))
+    row = row or (bool(words) and words[0][0].startswith("|"))
     for index in range(0, len(words), MAX_WORDS):
         piece = words[index : index + MAX_WORDS]
         first, last = piece[0].start(), piece[-1].end()
-        yield Unit(first, last, len(piece), frozenset(analyzer.stems(text[first:last])), opens=opens)
+        yield Unit(first, last, len(piece), frozenset(analyzer.stems(text[first:last])), opens=opens, row=row)

@@ -7,12 +7,13 @@ window 64, with both 66.
 """
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
+from services.researcher.index.words import above_text
 from services.researcher.protocol import Candidate, Term
-from services.researcher.terms import Analyzer
+from services.researcher.terms import Analyzer, lowered
 from services.researcher.watch import Watch
 
 WORD = 6  # characters of a word and the space behind it, about
@@ -25,9 +26,11 @@ EACH = 2.0  # that each term weighs beside what its rarity tells, so that one wo
 # Score from which the best passage answers. 95 of 100 questions of the tuning half that the corpus answers reach it.
 ENOUGH = 0.56
 
-Places = Mapping[str, Sequence[int]]  # stem → where words that have it begin, ascending
+Event = tuple[int, int]  # (where a word begins, which of the question's stems it has, from 0)
+Above = tuple[Sequence[int], float]  # what stands above a passage: which stems, and how near each other
 
 _REST = re.compile(r"[^\W_]+")
+_NOWHERE = -1_000_000  # further away than any two words that are looked at together
 
 
 def closest(found: Sequence[Candidate], terms: Sequence[Term], analyzer: Analyzer, watch: Watch) -> list[Candidate]:
@@ -37,15 +40,16 @@ def closest(found: Sequence[Candidate], terms: Sequence[Term], analyzer: Analyze
     top = max((each.score for each in found), default=0.0)
     if not total or top <= 0:
         return list(found)
-    sought = _Sought(weights, analyzer)
+    watch.check()
+    over = [above_text(each.document.title, each.passage.above) for each in found]
+    distinct = list(dict.fromkeys(over))  # passages of a document share what stands above
+    events = _events([*(each.passage.text for each in found), *distinct], weights, analyzer)
+    watch.check()
+    measure = _Measure(weights)
+    above = dict(zip(distinct, map(measure.above, events[len(found) :]), strict=True))
     ranked = []
-    for each in found:
-        watch.check()
-        places = sought.places(each.passage.text)
-        above = sought.places("\n".join((each.document.title, *(heading.text for heading in each.passage.above))))
-        near = max(_nearness(places, weights), ABOVE_SHARE * _nearness(above, weights))
-        close = WINDOW_SHARE * _window(places, weights, above) + NEAR_SHARE * near
-        score = (each.score / top + close / total) / (1 + WINDOW_SHARE + NEAR_SHARE)
+    for each, text, inside in zip(found, over, events, strict=False):
+        score = (each.score / top + measure.close(inside, above[text]) / total) / (1 + WINDOW_SHARE + NEAR_SHARE)
         ranked.append(Candidate(each.document, each.passage, score))
     return sorted(ranked, key=lambda each: (-each.score, each.document.uri, each.passage.start))
 
@@ -55,37 +59,38 @@ def weights_of(terms: Sequence[Term]) -> dict[str, float]:
     return {term.stem: EACH + term.weight for term in terms}
 
 
-class _Sought:
-    """Finds the words that have one of some stems; to cut the whole text into words takes several times as long."""
+def _events(texts: Sequence[str], stems: Iterable[str], analyzer: Analyzer) -> list[list[Event]]:
+    """Returns of each text where words stand that have one of the stems, ascending.
 
-    def __init__(self, stems: Mapping[str, float], analyzer: Analyzer) -> None:
-        self._analyzer = analyzer
-        self._stems: dict[str, list[str]] = {}  # of words met before
-        self._beginnings = {stem: _beginning(stem) for stem in stems}
+    All texts are searched as one: they are too short to be searched for each stem one by one.
+    """
+    lower = [lowered(text) for text in texts]
+    everything = "\n".join(["", *lower])  # so that something stands before every word
+    met = sorted((at, number) for number, stem in enumerate(stems) for at in _places(everything, stem, analyzer))
+    events, first = [], 0
+    for behind in accumulate(len(text) + 1 for text in lower):
+        last = bisect_left(met, (behind,), first)
+        events.append(met[first:last])
+        first = last
+    return events
 
-    def places(self, text: str) -> Places:
-        """Returns where each stem stands, those that do."""
-        lower = text.lower()
-        found = {}
-        for stem, beginning in self._beginnings.items():
-            places = []
-            at = lower.find(beginning)
-            while at >= 0:
-                if (not at or not lower[at - 1].isalnum()) and self._is(lower, at, stem):
-                    places.append(at)
-                at = lower.find(beginning, at + 1)
-            if places:
-                found[stem] = places
-        return found
 
-    def _is(self, lower: str, at: int, stem: str) -> bool:
-        match = _REST.match(lower, at)
-        if match is None:
-            return False
-        word = match[0]
-        if word not in self._stems:
-            self._stems[word] = self._analyzer.stems(word)
-        return stem in self._stems[word]
+def _places(lower: str, stem: str, analyzer: Analyzer) -> list[int]:
+    """Returns where words begin that have a stem; to cut the whole text into words takes several times as long."""
+    beginning, places = _beginning(stem), []
+    has: dict[str, bool] = {}  # words met before
+    find, behind = lower.find, len(beginning)
+    at = find(beginning)
+    while at >= 0:
+        if not lower[at - 1].isalnum():
+            rest = _REST.match(lower, at + behind)
+            word = beginning + rest[0] if rest else beginning
+            if word not in has:
+                has[word] = stem in analyzer.stems(word)
+            if has[word]:
+                places.append(at)
+        at = find(beginning, at + behind)
+    return places
 
 
 def _beginning(stem: str) -> str:
@@ -93,50 +98,63 @@ def _beginning(stem: str) -> str:
     return stem[:-1] if len(stem) > 2 and stem[-1] in "eily" else stem
 
 
-def _window(places: Places, weights: Mapping[str, float], above: Places) -> float:
-    """Returns the largest weight of terms within WINDOW characters, those above the passage counting in part."""
-    ordered = sorted((place, stem) for stem, all_of_it in places.items() for place in all_of_it)
-    inside: Counter[str] = Counter()
-    best = held = ABOVE_SHARE * sum(weights[stem] for stem in above)
-    worth = {stem: weight * (1 - ABOVE_SHARE) if stem in above else weight for stem, weight in weights.items()}
-    first = 0
-    for place, stem in ordered:
-        if not inside[stem]:
-            held += worth[stem]
-        inside[stem] += 1
-        while ordered[first][0] <= place - WINDOW:
-            gone = ordered[first][1]
-            inside[gone] -= 1
-            if not inside[gone]:
-                held -= worth[gone]
-            first += 1
-        best = max(best, held)
-    return best
+class _Measure:
+    """Tells how much of a question's weight stands close together in a text."""
 
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = list(weights.values())
+        self._lengths = [*map(len, weights), 0]  # one more, before the first and behind the last
+        self._lighter = [min(pair) for pair in pairwise(self._weights)]
 
-def _nearness(places: Places, weights: Mapping[str, float]) -> float:
-    """Returns the weight of neighbours in the question that are near here: the lighter one's, less with distance."""
-    near = 0.0
-    for one, other in pairwise(weights):
-        if one in places and other in places:
-            apart = _apart(places[one], places[other], len(one), len(other))
-            if apart <= FAR:
-                near += min(weights[one], weights[other]) / (1 + apart / WORD)
-    return near
+    def above(self, events: Sequence[Event]) -> Above:
+        """Measures what stands above a passage."""
+        return sorted({stem for _, stem in events}), ABOVE_SHARE * self._nearness(events)
 
+    def close(self, events: Sequence[Event], above: Above) -> float:
+        """Measures a passage."""
+        near = max(self._nearness(events), above[1])
+        return WINDOW_SHARE * self._window(events, above[0]) + NEAR_SHARE * near
 
-def _apart(one: Sequence[int], other: Sequence[int], length: int, other_length: int) -> int:
-    """Returns the characters between the two nearest words, given where they begin and how long they are."""
-    nearest = FAR + 1
-    i = j = 0
-    while i < len(one) and j < len(other):
-        if one[i] < other[j]:
-            nearest = min(nearest, other[j] - one[i] - length)
-            i += 1
-        else:
-            nearest = min(nearest, one[i] - other[j] - other_length)
-            j += 1
-    return max(nearest - 1, 0)
+    def _window(self, events: Sequence[Event], above: Sequence[int]) -> float:
+        """Returns the largest weight of terms within WINDOW characters, those above the passage counting in part."""
+        worth = self._weights
+        best = held = ABOVE_SHARE * sum(worth[stem] for stem in above)
+        if above:
+            worth = [weight * (1 - ABOVE_SHARE) if stem in above else weight for stem, weight in enumerate(worth)]
+        inside = [0] * len(worth)
+        first = 0
+        for place, stem in events:
+            if not inside[stem]:
+                held += worth[stem]
+            inside[stem] += 1
+            while events[first][0] <= place - WINDOW:
+                gone = events[first][1]
+                inside[gone] -= 1
+                if not inside[gone]:
+                    held -= worth[gone]
+                first += 1
+            if held > best:
+                best = held
+        return best
+
+    def _nearness(self, events: Sequence[Event]) -> float:
+        """Returns the weight of neighbours in the question near here: the lighter one's, less with distance."""
+        if len(events) < 2:
+            return 0.0
+        lengths = self._lengths
+        last = [_NOWHERE] * len(lengths)  # where each stem stood last
+        apart = [FAR] * len(lengths)  # the fewest characters between a stem and the question's next one
+        for place, stem in events:
+            last[stem] = place
+            if (gap := place - last[stem - 1] - lengths[stem - 1] - 1) < apart[stem - 1]:
+                apart[stem - 1] = gap
+            if (gap := place - last[stem + 1] - lengths[stem + 1] - 1) < apart[stem]:
+                apart[stem] = gap
+        near = 0.0
+        for stem, weight in enumerate(self._lighter):
+            if last[stem] >= 0 and last[stem + 1] >= 0:
+                near += weight / (1 + max(apart[stem], 0) / WORD)
+        return near
 
 
 def answering(found: Sequence[Candidate]) -> bool:

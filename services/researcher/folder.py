@@ -21,17 +21,17 @@ from conductor.v1 import researcher_pb2
 from services.common.errors import Reason, Refusal
 from services.researcher.documents import Kind, Original, SourceKind, Unreadable
 from services.researcher.extract.reading import Parsers
+from services.researcher.files import hidden, identity, must_be_file, printable, settled, stamp
 from services.researcher.formats import Documents, Formats
 from services.researcher.freshness import Changes
 from services.researcher.globs import matcher
 from services.researcher.index.collection import Collection
-from services.researcher.index.origin import Entry, Missed, Reading, Stamp
-from services.researcher.protocol import Encoder
+from services.researcher.index.origin import Entry, Missed, Reading
+from services.researcher.protocol import Encoder, Inquiry, Notes, View
 from services.researcher.watch import Watch
 
 MAX_DEPTH = 32  # folders below the source; each holds one descriptor while it is walked
 CHUNK_BYTES = 1024 * 1024
-SETTLED_NS = 50_000_000  # a file changed later than that before it was read may change again and keep its times
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: what became a FIFO since it was looked at must not hold the reader.
@@ -71,6 +71,7 @@ class FolderSource(Collection):
         home: where the index is kept.
         rescan: seconds after which it is walked without a sign of change.
         configured: by the operator, as `describe` says.
+        watched: it is to be kept up to date before anybody asks, see background.py.
         formats: which files belong to it, and what is in them; all documents that can be read when absent.
     """
 
@@ -89,6 +90,7 @@ class FolderSource(Collection):
         encoder: Encoder | None = None,
         kind: SourceKind.ValueType = SourceKind.SOURCE_KIND_FOLDER,
         configured: bool = False,
+        watched: bool = False,
         formats: Formats | None = None,
     ) -> None:
         origin = Folder(
@@ -98,7 +100,46 @@ class FolderSource(Collection):
             path=f"{root.label}/{path}" if path else root.label, include=include, exclude=exclude, configured=configured
         )
         super().__init__(name, kind, origin, home, about=about, encoder=encoder)
+        self.watched = watched
         self._folder = origin
+        self.closed = False
+        self.problem = ""  # why the background could not index it
+        self._asking = 0
+        self._state = threading.Lock()
+
+    def open(self, inquiry: Inquiry, watch: Watch, notes: Notes) -> View:
+        """Indexes what is new or changed and returns a view, see Collection. What works in the background gives way."""
+        with self._state:
+            self._asking += 1
+        try:
+            return super().open(inquiry, watch, notes)
+        finally:
+            with self._state:
+                self._asking -= 1
+
+    def describe(self) -> researcher_pb2.Source:
+        """Returns what the index holds now, and why it stays behind."""
+        source = super().describe()
+        source.problem = self.problem
+        return source
+
+    def asked(self) -> bool:
+        """Says whether a research is opening it just now."""
+        with self._state:
+            return self._asking > 0
+
+    def finished(self) -> bool:
+        """Says whether the last pass over all of it, by this process, came to its end."""
+        return self._ended > 0
+
+    def due(self, quiet: float, most: float) -> bool:
+        """Says whether its index is behind, and the folder has been quiet for so long, or changing for the most."""
+        return not self.closed and (not self.finished() or self._folder.due(quiet, most))
+
+    def close(self) -> None:
+        """Lets go of what it holds."""
+        self.closed = True
+        super().close()
 
     def confirm(self, path: str) -> None:
         """Raises Refusal (SOURCE_REFUSED) when no folder or document stands at a path, "" for the whole of it.
@@ -162,11 +203,17 @@ class Folder:
             walked = self._walked
         if walked is None or time.monotonic() - walked[0] > self._rescan or self._changes.some():
             return True
-        try:
-            with self._opened(()) as folder:
-                return walked[1] != _identity(os.fstat(folder))
-        except OSError:
+        return self._replaced(walked[1])
+
+    def due(self, quiet: float, most: float) -> bool:
+        """Says whether something changed that is worth a walk now; where changes are not seen, it is after a rescan."""
+        with self._state:
+            walked = self._walked
+        if walked is None:
             return True
+        if self._changes.blind():
+            return time.monotonic() - walked[0] > self._rescan
+        return self._changes.settled(quiet, most) or self._replaced(walked[1])
 
     def entries(self, below: str, watch: Watch) -> Iterator[Entry | Missed]:
         """Lists the documents at or below a key, in a fixed order. Raises Refusal, OutOfTime, Cancelled."""
@@ -183,7 +230,7 @@ class Folder:
                     info = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
                     yield from self._visit(info, parent, parts, watch, watched=False)
                     return
-                identity = _identity(os.fstat(parent))
+                walked = identity(os.fstat(parent))
                 yield from self._walk(parent, (), watch, watched=True)
         except OSError as error:
             if parts:
@@ -191,20 +238,20 @@ class Folder:
             text = f"The folder of {self._name} cannot be opened: {error.strerror}. See that {self._path()} exists."
             raise Refusal(Reason.ERROR_REASON_SOURCE_REFUSED, text, source=self._name) from None
         with self._state:
-            self._walked = began, identity
+            self._walked = began, walked
 
     def read(self, key: str, watch: Watch) -> Reading:
         """Reads a document. Raises Unreadable, OutOfTime, Cancelled."""
         data, info = self._bytes(key, watch)
-        members = self._formats.documents(_printable(key), data, watch)
-        return Reading(hashlib.sha256(data).hexdigest(), len(data), _settled(info), members)
+        members = self._formats.documents(printable(key), data, watch)
+        return Reading(hashlib.sha256(data).hexdigest(), len(data), settled(info), members)
 
     def again(self, key: str, member: str, watch: Watch) -> Original:
         """Reads one document again. Raises Unreadable, OutOfTime, Cancelled."""
         if not self._is_document(tuple(key.split("/"))):
             raise Unreadable("It is no document of this source.", lasting=False)
         data, _ = self._bytes(key, watch)
-        text = self._formats.document(_printable(key), member, data, watch)
+        text = self._formats.document(printable(key), member, data, watch)
         return Original(text, hashlib.sha256(data).hexdigest())
 
     def close(self) -> None:
@@ -222,12 +269,12 @@ class Folder:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
             raise self._refused(path, "name it relative to the source, without '..'")
-        if any(_hidden(part) for part in pure.parts):
+        if any(hidden(part) for part in pure.parts):
             raise self._refused(path, "names that begin with a dot do not belong to it")
         return pure.parts
 
     def _must_show(self) -> None:
-        if any(_hidden(part) for part in self._base):
+        if any(hidden(part) for part in self._base):
             raise self._refused("", f"{self._path()} has a name in it that begins with a dot; take another folder")
 
     def _refused(self, path: str, why: str) -> Refusal:
@@ -259,13 +306,21 @@ class Folder:
         finally:
             os.close(descriptor)
 
+    def _replaced(self, walked: tuple[int, int]) -> bool:
+        """Says whether another folder stands where the walked one stood, or none."""
+        try:
+            with self._opened(()) as folder:
+                return walked != identity(os.fstat(folder))
+        except OSError:
+            return True
+
     # Walking
 
     def _walk(self, folder: int, parts: tuple[str, ...], watch: Watch, *, watched: bool) -> Iterator[Entry | Missed]:
         if watched:
             self._changes.add(folder)  # before it is read, so that no change falls between
         with os.scandir(folder) as entries:
-            shown = sorted((entry for entry in entries if not _hidden(entry.name)), key=attrgetter("name"))
+            shown = sorted((entry for entry in entries if not hidden(entry.name)), key=attrgetter("name"))
         for entry in shown:
             watch.check()
             try:
@@ -283,7 +338,7 @@ class Folder:
         elif not self._is_document(parts):
             return
         elif stat.S_ISREG(info.st_mode):
-            yield Entry(key, _stamp(info), info.st_size)
+            yield Entry(key, stamp(info), info.st_size)
         elif stat.S_ISLNK(info.st_mode):
             yield Missed(key, "It is a symbolic link, which is not followed. Put the document itself into the folder.")
         else:
@@ -308,15 +363,15 @@ class Folder:
 
     def _bytes(self, key: str, watch: Watch) -> tuple[bytes, os.stat_result]:
         parts = tuple(key.split("/"))
-        if any(not part or _hidden(part) or "\0" in part for part in (*self._base, *parts)):
+        if any(not part or hidden(part) or "\0" in part for part in (*self._base, *parts)):
             raise Unreadable("It is no document of this source.", lasting=False)
         try:
             with self._opened(parts[:-1]) as parent:
-                _must_be_file(os.stat(parts[-1], dir_fd=parent, follow_symlinks=False))
+                must_be_file(os.stat(parts[-1], dir_fd=parent, follow_symlinks=False))
                 descriptor = os.open(parts[-1], _FILE, dir_fd=parent)
             try:
                 info = os.fstat(descriptor)
-                _must_be_file(info)
+                must_be_file(info)
                 return self._drain(descriptor, info.st_size, watch), info
             finally:
                 os.close(descriptor)
@@ -334,31 +389,3 @@ class Folder:
             detail = f"It is larger than {self._max_file_bytes} bytes and was left out."
             raise Unreadable(detail, Kind.GAP_KIND_TRUNCATED)
         return b"".join(chunks)
-
-
-def _hidden(name: str) -> bool:
-    """Says whether a name is a tool's own: it begins with a dot, as `.` and `..` do."""
-    return name.startswith(".")
-
-
-def _must_be_file(info: os.stat_result) -> None:
-    if not stat.S_ISREG(info.st_mode):
-        raise Unreadable("It is not a regular file.")
-
-
-def _identity(info: os.stat_result) -> tuple[int, int]:
-    return info.st_dev, info.st_ino
-
-
-def _stamp(info: os.stat_result) -> Stamp:
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-
-
-def _settled(info: os.stat_result) -> Stamp | None:
-    """Returns the stamp, None when the file changed so lately that the clock may not tell the next change from it."""
-    return None if time.time_ns() - info.st_ctime_ns < SETTLED_NS else _stamp(info)
-
-
-def _printable(name: str) -> str:
-    """Returns a file name as valid Unicode; bytes that are no UTF-8 become U+FFFD."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

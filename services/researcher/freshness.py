@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import threading
+import time
 from typing import Final
 
 # linux/inotify.h. What is read or opened is not of interest, what is written, renamed, made, removed or re-owned is.
@@ -25,7 +26,8 @@ _READ_BYTES: Final = 1024 * 1024
 class Changes:
     """Watches on the folders of one walk. Thread-safe.
 
-    A change that comes while the folders are walked counts as one behind the walk: the next look finds it.
+    A change that comes while the folders are walked counts as one behind the walk: the next look finds it. What is
+    closed stays closed: a walk that still goes on then watches nothing.
     """
 
     def __init__(self) -> None:
@@ -33,12 +35,16 @@ class Changes:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = -1
         self._sound = False
+        self._closed = False
+        self._first = self._last = 0.0  # when a change was seen first and last, by the monotonic clock; 0: none was
 
     def begin(self) -> None:
         """Forgets all watches; a walk begins."""
         with self._lock:
-            self._close()
-            self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._release()
+            self._first = self._last = 0.0
+            if not self._closed:
+                self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             self._sound = self._descriptor >= 0  # else there are too many instances (EMFILE)
 
     def add(self, folder: int) -> None:
@@ -48,20 +54,36 @@ class Changes:
                 path = f"/proc/self/fd/{folder}".encode()  # the very folder that is open, whatever its name leads to
                 self._sound = self._libc.inotify_add_watch(self._descriptor, path, _MASK) >= 0
                 if not self._sound:  # the limit of watches (ENOSPC), or no /proc
-                    self._close()
+                    self._release()
 
     def some(self) -> bool:
         """Says whether something changed since the walk began, or whether that cannot be said."""
         with self._lock:
-            if self._sound and self._drained():
-                self._sound = False
-                self._close()
+            self._look()
+            return not self._sound or self._first > 0
+
+    def blind(self) -> bool:
+        """Says whether changes cannot be seen, as without watches left on the machine."""
+        with self._lock:
             return not self._sound
 
-    def close(self) -> None:
-        """Lets go of the watches."""
+    def settled(self, quiet: float, most: float) -> bool:
+        """Says whether something changed and then nothing for `quiet` seconds, or `most` seconds ago and since."""
         with self._lock:
-            self._close()
+            self._look()
+            now = time.monotonic()
+            return self._first > 0 and (now - self._last >= quiet or now - self._first >= most)
+
+    def close(self) -> None:
+        """Lets go of the watches, for good."""
+        with self._lock:
+            self._closed = True
+            self._release()
+
+    def _look(self) -> None:
+        if self._sound and self._drained():
+            self._last = time.monotonic()
+            self._first = self._first or self._last
 
     def _drained(self) -> bool:
         """Reads what there is; True when that is a change, or too much (IN_Q_OVERFLOW comes as an event)."""
@@ -74,7 +96,7 @@ class Changes:
                 return True
             raise
 
-    def _close(self) -> None:
+    def _release(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._sound = -1, False

@@ -143,7 +143,10 @@ class Reranker(Protocol):
     """Reads question and passage together."""
 
     def score(self, question: str, texts: Sequence[str], watch: Watch) -> list[float]:
-        """Returns for each text how well it answers, higher is better. Raises OutOfTime, Cancelled."""
+        """Returns for each text how well it answers, higher is better; of the first ones only when the time ends there.
+
+        Raises OutOfTime when it ended before the first, Cancelled.
+        """
 
 
 @dataclass(frozen=True, slots=True)

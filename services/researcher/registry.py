@@ -4,7 +4,7 @@ import importlib
 import os
 import threading
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from google.protobuf import json_format
 
 from services.common.config import ConfigError, ResearcherSettings
 from services.common.errors import Reason, Refusal
+from services.researcher.background import Background
 from services.researcher.documents import SourceKind
 from services.researcher.extract.parsers import Parsers
 from services.researcher.folder import FolderSource, Root, label_roots
@@ -50,7 +51,9 @@ def read_file(path: Path | None) -> Mapping[str, Any]:
 
 
 class Registry:
-    """Finds sources by name. Thread-safe; what another replica adds is seen at the next look.
+    """Finds sources by name, and keeps the watched ones up to date. Thread-safe.
+
+    What another replica adds is seen at the next look.
 
     Args:
         tables: as `read_file` returns them.
@@ -70,18 +73,23 @@ class Registry:
         }
         self._encoder = encoder
         self._roots = label_roots(settings.roots)
+        self._watched = _watched(tables.get("sources", {}), {REPORTS, *(root.label for root in self._roots)})
         self._added_folder = settings.home / "sources"
         self._added_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._configured: dict[str, Source] = {root.label: self._folder(root.label, root) for root in self._roots}
         self._added: dict[str, tuple[int, Source]] = {}
         for name, options in tables.get("sources", {}).items():
-            self._configure(name, self._made(name, options))
+            if not _only_watched(options):
+                self._configure(name, self._made(name, options))
         if settings.reports.is_dir() and REPORTS not in self._configured:
             kind = SourceKind.SOURCE_KIND_REPORTS
             self._configured[REPORTS] = self._folder(REPORTS, Root(REPORTS, settings.reports), kind=kind)
         if WEB in tables:
             self._configure(WEB, web_source(WEB, tables[WEB], settings.home, parsers, encoder))
+        self._background = Background(self._to_watch)
+        if self._watched:
+            self._background.start()
 
     def all(self) -> Sequence[Source]:
         """Returns every source, by name."""
@@ -156,13 +164,15 @@ class Registry:
         source = self.get(name)
         if name in self._configured:
             raise _refused(name, "the operator configured it; take it out of the configuration")
-        cast(Indexed, source).drop()
-        with self._lock:
-            (self._added_folder / f"{name}.json").unlink(missing_ok=True)
-            self._look()
+        with self._background.without(name):
+            cast(Indexed, source).drop()
+            with self._lock:
+                (self._added_folder / f"{name}.json").unlink(missing_ok=True)
+                self._look()
 
     def close(self) -> None:
-        """Lets go of what the sources hold."""
+        """Stops what works in the background and lets go of what the sources hold."""
+        self._background.close()
         for source in self.all():
             if hasattr(source, "close"):
                 source.close()
@@ -202,8 +212,11 @@ class Registry:
         return FolderSource(
             name, root, path, include, exclude, home=settings.home, parsers=self._parsers,
             max_file_bytes=settings.max_file_bytes, rescan=settings.rescan, encoder=self._encoder, kind=kind,
-            configured=configured, formats=self._formats[kind],
+            configured=configured, watched=root.label in self._watched, formats=self._formats[kind],
         )  # fmt: skip
+
+    def _to_watch(self) -> Sequence[FolderSource]:
+        return [source for source in _folders({each.name: each for each in self.all()}) if source.watched]
 
     # What was added
 
@@ -258,6 +271,27 @@ def _folders(sources: Mapping[str, Source]) -> Iterator[FolderSource]:
     for source in sources.values():
         if isinstance(source, FolderSource):
             yield source
+
+
+def _only_watched(options: Any) -> bool:
+    """Says whether a table describes no source, but says that one which is there anyway is to be watched."""
+    return isinstance(options, dict) and options.keys() == {"watch"}
+
+
+def _watched(tables: Mapping[str, Any], there: Collection[str]) -> frozenset[str]:
+    """Returns the names of folders to be watched; what is added below one is watched as well. Raises ConfigError."""
+    names = set()
+    for name, options in tables.items():
+        if not isinstance(options, dict) or ":" in str(options.get("adapter")):  # that adapter's own affair
+            continue
+        if not isinstance(watch := options.get("watch", False), bool):
+            raise ConfigError(f"[sources.{name}]: give watch=true or watch=false.")
+        if _only_watched(options) and name not in there:
+            known = ", ".join(sorted(there))
+            raise ConfigError(f"[sources.{name}]: give a path, or the name of a folder that is configured: {known}.")
+        if watch:
+            names.add(name)
+    return frozenset(names)
 
 
 def _foreign(name: str, adapter: str, options: Mapping[str, Any]) -> Source:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from services.common.config import ConfigError
 from services.researcher.terms import STOP_WORDS, Analyzer
-from services.researcher.watch import Watch
+from services.researcher.watch import OutOfTime, Watch
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -66,14 +66,22 @@ class CrossEncoder:
         self._loaded: _Model | None = None
 
     def score(self, question: str, texts: Sequence[str], watch: Watch) -> list[float]:
-        """Returns for each text how well it answers, from 0 to 1. Raises OutOfTime, Cancelled, ConfigError."""
+        """Returns for each text how well it answers, from 0 to 1; of the first ones only when the time ends there.
+
+        Raises OutOfTime when it ended before the first, Cancelled, ConfigError.
+        """
         watch.check()
         model = self._model()
         asked = _Asked(model, question, self._analyzer)
         scores: dict[str, float] = {}
-        for text in texts:
+        for number, text in enumerate(texts):
             if text not in scores:
-                watch.check()
+                try:
+                    watch.check()
+                except OutOfTime:
+                    if not number:
+                        raise
+                    return [scores[text] for text in texts[:number]]
                 scores[text] = _score(model, asked.pieces, asked.part(text))
         return [scores[text] for text in texts]
 

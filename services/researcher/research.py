@@ -18,6 +18,7 @@ from services.researcher.citing import Citing
 from services.researcher.closeness import answering, closest
 from services.researcher.contradictions import contradictions
 from services.researcher.documents import Kind, SourceKind
+from services.researcher.index.lexical import Damaged
 from services.researcher.journal import Journal
 from services.researcher.parts import Part
 from services.researcher.protocol import (
@@ -33,6 +34,7 @@ from services.researcher.protocol import (
     Term,
     View,
 )
+from services.researcher.reranking import reranked
 from services.researcher.synthesis import Synthesis
 from services.researcher.terms import Analyzer, terms_of
 from services.researcher.watch import INDEXING_SHARE, Cancelled, OutOfTime, Watch
@@ -234,31 +236,33 @@ class _Run:
         found: list[Candidate] = []
         for view in self._views.values():
             hits = view.search(part.query, present, CANDIDATES, self._watch)
+            self._partial |= not view.complete  # it may turn out only now that an index is damaged
             self._found_in |= dict.fromkeys((hit.document.uri for hit in hits), view)
             found += hits
         found.sort(key=lambda each: (-each.score, each.document.uri, each.passage.start))
         close = closest(found[:CANDIDATES], terms, self._tools.analyzer, self._watch)
-        return terms, self._rerank(part, close) if answering(close) else ()
+        if not answering(close):
+            return terms, ()
+        watch = self._watch.until(RERANK_SHARE)
+        return terms, reranked(self._tools.reranker, part.query, close, RERANKED, watch, self._journal)
 
     def _counts(self, stems: Sequence[str]) -> Mapping[str, int]:
         held = dict.fromkeys(stems, 0)
-        for view in self._views.values():
-            for stem, count in view.counts(stems).items():
+        for name, view in self._views.items():
+            for stem, count in self._counts_in(name, view, stems).items():
                 held[stem] += count
         return held
 
-    def _rerank(self, part: Part, found: Sequence[Candidate]) -> Sequence[Candidate]:
-        if self._tools.reranker is None or len(found) < 2:
-            return found
-        first = found[:RERANKED]
+    def _counts_in(self, name: str, view: View, stems: Sequence[str]) -> Mapping[str, int]:
         try:
-            watch = self._watch.until(RERANK_SHARE)
-            scores = self._tools.reranker.score(part.query, [each.passage.text for each in first], watch)
-        except OutOfTime:
-            self._journal.spend("reranking", "There was no time to re-rank the passages.")
-            return found
-        ranked = [Candidate(each.document, each.passage, score) for each, score in zip(first, scores, strict=True)]
-        return sorted(ranked, key=lambda each: (-each.score, each.document.uri, each.passage.start))
+            return view.counts(stems)
+        except Damaged:
+            self._partial = True
+            detail = "Its index is damaged: how often words occur in it is not known."
+            self._journal.miss(Kind.GAP_KIND_UNREADABLE, name, detail)
+            # Whether a word occurs there nobody knows, so it is looked for. The search meets the damage too, if it
+            # is still there, and has the index built anew.
+            return dict.fromkeys(stems, 1)
 
     def _absent(self, terms: Iterable[Term]) -> None:
         if not all(view.complete for view in self._views.values()):

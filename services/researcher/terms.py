@@ -50,6 +50,11 @@ def _splitting() -> tantivy.TextAnalyzer:
     return tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.remove_long(MAX_TERM)).build()
 
 
+def lowered(text: str) -> str:
+    """Returns text in lower case, letter by letter: no letter becomes two, and a sigma is the same at a word's end."""
+    return text.lower() if text.isascii() else text.replace("\u0130", "i").replace("\u03a3", "\u03c3").lower()
+
+
 @dataclass(slots=True)
 class Analyzer:
     """Cuts text into words and stems. Thread-safe."""
@@ -68,7 +73,7 @@ class Analyzer:
         Plain text is looked up among the words met before: a question reads the same words in sixty passages.
         """
         if not _PLAIN.fullmatch(text):
-            return list(self.tokenizer.analyze(text))
+            return list(self.tokenizer.analyze(lowered(text)))
         lower, known = text.lower(), self._known
         words = lower.translate(_GAPS).split() if lower.isascii() else _WORD.findall(lower)
         try:

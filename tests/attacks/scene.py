@@ -116,11 +116,12 @@ def below(pid: int) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     todo = [pid]
     while todo:
-        for path in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                made = [int(word) for word in path.read_text().split()]
-                found += [(child, _state(child)) for child in made]
-                todo += made
+        with contextlib.suppress(OSError):  # it may end while its folder is read
+            for path in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    made = [int(word) for word in path.read_text().split()]
+                    found += [(child, _state(child)) for child in made]
+                    todo += made
     return found
 
 

@@ -1,4 +1,4 @@
-"""A whole running system for each module: five real processes on free ports, sharing nothing with others."""
+"""Whole running systems: five real processes on free ports. One for a test alone, and one that many share."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from ops.stack import Stack
 
@@ -17,9 +18,7 @@ DOCUMENTS = {
 }
 
 
-@pytest.fixture
-def documents(tmp_path: Path) -> Path:
-    folder = tmp_path / "documents"
+def write_documents(folder: Path) -> Path:
     folder.mkdir()
     for name, text in DOCUMENTS.items():
         (folder / name).write_text(text)
@@ -27,9 +26,31 @@ def documents(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    return write_documents(tmp_path / "documents")
+
+
+@pytest.fixture
 async def stack(tmp_path: Path, documents: Path) -> AsyncIterator[Stack]:
     async with Stack(tmp_path / "run", environ={"RESEARCHER_ROOTS": str(documents)}) as stack:
         yield stack
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def standing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    folder = tmp_path_factory.mktemp("standing")
+    documents = write_documents(folder / "documents")
+    async with Stack(folder / "run", environ={"RESEARCHER_ROOTS": str(documents)}) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def shared(standing: Stack) -> AsyncIterator[Stack]:
+    """A system that others use before and after: what a test kills is started again, what it wrote stays."""
+    yield standing
+    for name in standing.names:
+        if not standing.running(name):
+            await standing.start_one(name)
 
 
 @dataclass(frozen=True)

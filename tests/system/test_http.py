@@ -26,6 +26,9 @@ MODE = "OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER"
 STAGES = [project_pb2.Stage.Name(number) for number in range(1, 9)]
 
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the system they share
+
+
 async def call(stack: Stack, *arguments: str, path: str, seconds: float = 60) -> Answer:
     return await asyncio.to_thread(curl, *arguments, f"{stack.url}{path}", seconds=seconds)
 
@@ -38,6 +41,11 @@ def reason(answer: Answer) -> str:
     return next(detail["reason"] for detail in answer.json["details"] if "domain" in detail)
 
 
+async def head_of(stack: Stack) -> int:
+    """Returns the position of the newest event."""
+    return int((await call(stack, path="/api/projects/nobody/state")).json["as_of_sequence"])
+
+
 async def accept(url: str, reports: Path) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHON": sys.executable}
     command = [str(SCRIPT), url, str(reports)]
@@ -46,31 +54,31 @@ async def accept(url: str, reports: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_a_project_is_walked_through_all_eight_stages_with_curl(stack: Stack) -> None:
+async def test_a_project_is_walked_through_all_eight_stages_with_curl(shared: Stack) -> None:
     path = "/api/projects/penguins"
     for number, stage in enumerate(STAGES):
-        answer = await post(stack, f"{path}/waiting-confirmation", {"stage_id": stage, "summary": f"{stage} is done."})
+        answer = await post(shared, f"{path}/waiting-confirmation", {"stage_id": stage, "summary": f"{stage} is done."})
         assert answer.status == 200, answer.body
         seen = answer.json["waiting_confirmation"]["confirmation_id"]
-        answer = await post(stack, f"{path}/confirm", {"stage_id": stage, "confirmation_id": seen})
+        answer = await post(shared, f"{path}/confirm", {"stage_id": stage, "confirmation_id": seen})
         assert answer.status == 200, answer.body
         assert answer.json["current_stage"] == STAGES[min(number + 1, 7)]
-        again = await post(stack, f"{path}/confirm", {"stage_id": stage, "confirmation_id": seen})
+        again = await post(shared, f"{path}/confirm", {"stage_id": stage, "confirmation_id": seen})
         assert again.status == 400, again.body
-    state = (await call(stack, path=f"{path}/state")).json
+    state = (await call(shared, path=f"{path}/state")).json
     assert [stage["status"] for stage in state["stages"]] == ["STAGE_STATUS_COMPLETED"] * 8
-    end = await post(stack, f"{path}/confirm", {})
+    end = await post(shared, f"{path}/confirm", {})
     assert (end.status, reason(end)) == (400, "NOTHING_TO_CONFIRM")
-    back = await post(stack, f"{path}/transition", {"stage_id": "STAGE_PREPROCESS"})
+    back = await post(shared, f"{path}/transition", {"stage_id": "STAGE_PREPROCESS"})
     statuses = [stage["status"].removeprefix("STAGE_STATUS_") for stage in back.json["stages"]]
     assert statuses == ["COMPLETED"] * 3 + ["IN_PROGRESS"] + ["PENDING"] * 4
 
 
-async def test_every_rpc_with_grpcurl_on_the_edge_and_the_services(stack: Stack) -> None:
+async def test_every_rpc_with_grpcurl_on_the_edge_and_the_services(shared: Stack) -> None:
     async def grpcurl(name: str, *arguments: str) -> str:
         command = [str(GRPCURL), "-plaintext", "-max-time", "20", *arguments]
         at = command.index("@")
-        command[at] = stack.addresses[name]
+        command[at] = shared.addresses[name]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -85,7 +93,7 @@ async def test_every_rpc_with_grpcurl_on_the_edge_and_the_services(stack: Stack)
     answer = await rpc("Execute", {"objective": objective, "output_mode": MODE, "wait": "20s"})
     task = {"task_id": answer["task_id"]}
     assert (await rpc("GetTask", task))["status"] == "TASK_STATUS_COMPLETED"
-    assert (await rpc("ListTasks", {}))["tasks"][0]["task_id"] == answer["task_id"]
+    assert answer["task_id"] in [each["task_id"] for each in (await rpc("ListTasks", {}))["tasks"]]
     assert (await rpc("GetReport", task))["content_type"].startswith("text/markdown")
     slow = {"capabilities": ["CAPABILITY_TERMINAL"], "commands": [{"argv": ["sleep", "60"]}]}
     running = await rpc("Execute", {"objective": "Wait.", "output_mode": MODE, "hints": slow})
@@ -96,11 +104,11 @@ async def test_every_rpc_with_grpcurl_on_the_edge_and_the_services(stack: Stack)
     assert (await rpc("WaitForConfirmation", {**project, "summary": "?"}))["waiting_confirmation"]
     assert (await rpc("Confirm", project))["current_stage"] == "STAGE_DATA_SOURCE"
     assert (await rpc("GetState", {"project_id": "p"}))["plan_approved"]
-    assert (await rpc("ListProjects", {}))["projects"][0]["project_id"] == "p"
+    assert "p" in [each["project_id"] for each in (await rpc("ListProjects", {}))["projects"]]
     # Streams do not end by themselves: take the first messages and let the deadline end the rest.
     for method in ("SubscribeEvents", "StreamEvents"):
         body = json.dumps({"after_sequence": 0})
-        command = [GRPCURL, "-plaintext", "-max-time", "2", "-d", body, stack.addresses["envoy"]]
+        command = [GRPCURL, "-plaintext", "-max-time", "2", "-d", body, shared.addresses["envoy"]]
         done = await asyncio.to_thread(
             subprocess.run, [*map(str, command), f"conductor.v1.Conductor/{method}"], capture_output=True, check=False
         )
@@ -122,22 +130,24 @@ async def test_every_rpc_with_grpcurl_on_the_edge_and_the_services(stack: Stack)
     read = await rpc("GetReport", {"path": written["path"]}, "report_writer", "ReportWriter")
     assert read["sha256"] == written["sha256"]
     for service in ("Researcher/Research", "Terminal/Run", "ReportWriter/WriteReport"):
-        command = [str(GRPCURL), "-plaintext", "-d", "{}", stack.addresses["envoy"], f"conductor.v1.{service}"]
+        command = [str(GRPCURL), "-plaintext", "-d", "{}", shared.addresses["envoy"], f"conductor.v1.{service}"]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
         assert done.returncode != 0, f"{service} must not be reachable at the edge"
 
 
-async def test_events_stream_to_curl_with_ids_and_resume(stack: Stack) -> None:
-    await post(stack, "/api/projects/p/transition", {"stage_id": "STAGE_PARSE_INTENT", "message": "one"})
-    await post(stack, "/api/projects/p/transition", {"stage_id": "STAGE_PARSE_INTENT", "message": "two"})
-    first = await call(stack, "-N", path="/conductor/events?after_sequence=0", seconds=2)
+async def test_events_stream_to_curl_with_ids_and_resume(shared: Stack) -> None:
+    head = await head_of(shared)
+    await post(shared, "/api/projects/streamed/transition", {"stage_id": "STAGE_PARSE_INTENT", "message": "one"})
+    await post(shared, "/api/projects/streamed/transition", {"stage_id": "STAGE_PARSE_INTENT", "message": "two"})
+    one, two, path = f"id: {head + 1}\n", f"id: {head + 2}\n", f"/conductor/events?after_sequence={head}"
+    first = await call(shared, "-N", path=path, seconds=2)
     assert first.headers["content-type"].startswith("text/event-stream")
-    assert "id: 1\nevent: STAGE_STATUS\ndata: {" in first.body and "id: 2\n" in first.body
-    resumed = await call(stack, "-N", "-H", "Last-Event-ID: 1", path="/conductor/events?after_sequence=0", seconds=2)
-    assert "id: 1\n" not in resumed.body and "id: 2\n" in resumed.body
-    hydrated = await call(stack, "-N", path="/api/projects/p/events", seconds=2)
+    assert f"{one}event: STAGE_STATUS\ndata: {{" in first.body and two in first.body
+    resumed = await call(shared, "-N", "-H", f"Last-Event-ID: {head + 1}", path=path, seconds=2)
+    assert one not in resumed.body and two in resumed.body
+    hydrated = await call(shared, "-N", path="/api/projects/streamed/events", seconds=2)
     assert "event: conductor.snapshot" in hydrated.body
-    beyond = await call(stack, path="/conductor/events?after_sequence=99")
+    beyond = await call(shared, path=f"/conductor/events?after_sequence={head + 99}")
     assert (beyond.status, reason(beyond)) == (400, "CURSOR_OUT_OF_RANGE")
 
 
@@ -154,38 +164,38 @@ HOSTILE = {
 }
 
 
-async def test_bad_input_is_told_apart_over_http_and_leaves_no_trace(stack: Stack) -> None:
+async def test_bad_input_is_told_apart_over_http_and_leaves_no_trace(shared: Stack) -> None:
+    before, reports = await head_of(shared), set((shared.run_dir / "reports").iterdir())
     for name, (body, at_fault) in HOSTILE.items():
         answer = await call(
-            stack, *JSON, "-H", "x-correlation-id: mine", "-d", json.dumps(body), path="/conductor/execute"
+            shared, *JSON, "-H", "x-correlation-id: mine", "-d", json.dumps(body), path="/conductor/execute"
         )
         info = next(detail for detail in answer.json["details"] if "domain" in detail)
         assert (answer.status, info["reason"], info["metadata"]["field"]) == (400, "INVALID_REQUEST", at_fault), name
         assert info["metadata"]["correlation_id"] == "mine"
-    unknown_mode = await post(stack, "/conductor/execute", {"objective": "x", "output_mode": "NOPE"})
-    malformed = await call(stack, *JSON, "-d", "{", path="/conductor/execute")
+    unknown_mode = await post(shared, "/conductor/execute", {"objective": "x", "output_mode": "NOPE"})
+    malformed = await call(shared, *JSON, "-d", "{", path="/conductor/execute")
     for answer in (unknown_mode, malformed):
         assert answer.status == 400 and answer.json["code"] == 3
     for stage in ("STAGE_NOPE", 9, 0, None):
-        assert (await post(stack, "/api/projects/p/transition", {"stage_id": stage})).status == 400
-    assert (await post(stack, "/api/projects/p/transition", {"stage_id": 1, "status": "NOPE"})).status == 400
-    assert (await call(stack, path="/conductor/nothing/here")).status == 404
-    assert (await call(stack, path="/conductor/execute")).status in (404, 405)
-    assert (await call(stack, "-H", "content-type: text/plain", "-d", "x", path="/conductor/execute")).status == 415
-    assert (await call(stack, path="/conductor/tasks/no-such-task")).status == 404
+        assert (await post(shared, "/api/projects/p/transition", {"stage_id": stage})).status == 400
+    assert (await post(shared, "/api/projects/p/transition", {"stage_id": 1, "status": "NOPE"})).status == 400
+    assert (await call(shared, path="/conductor/nothing/here")).status == 404
+    assert (await call(shared, path="/conductor/execute")).status in (404, 405)
+    assert (await call(shared, "-H", "content-type: text/plain", "-d", "x", path="/conductor/execute")).status == 415
+    assert (await call(shared, path="/conductor/tasks/no-such-task")).status == 404
     for hostile in ("%00", "%2e%2e", "a%2f..%2fb", "x" * 10_000, "a%0Ab"):
-        answer = await call(stack, "--path-as-is", path=f"/conductor/tasks/{hostile}")
+        answer = await call(shared, "--path-as-is", path=f"/conductor/tasks/{hostile}")
         assert answer.status in (307, 400, 404, 414, 431), (hostile[:20], answer)
-    head = (await call(stack, path="/api/projects/p/state")).json["as_of_sequence"]
-    assert head == "0"
-    assert not list((stack.run_dir / "reports").iterdir())
+    assert await head_of(shared) == before
+    assert set((shared.run_dir / "reports").iterdir()) == reports
 
 
-async def test_the_acceptance_script_passes_on_the_real_system(stack: Stack) -> None:
-    done = await accept(stack.url, stack.run_dir / "reports")
+async def test_the_acceptance_script_passes_on_the_real_system(shared: Stack) -> None:
+    done = await accept(shared.url, shared.run_dir / "reports")
     assert (done.returncode, done.stdout[:7]) == (0, "PASSED:"), done.stderr
-    await stack.kill("report_writer")
-    done = await accept(stack.url, stack.run_dir / "reports")
+    await shared.kill("report_writer")
+    done = await accept(shared.url, shared.run_dir / "reports")
     assert done.returncode == 1 and "FAILED: the task is TASK_STATUS_FAILED" in done.stderr
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ops.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,14 +49,15 @@ def test_the_readme_names_only_targets_that_make_has() -> None:
     assert {"demo", "test", "up"} <= named <= targets
 
 
-async def test_every_command_of_the_readme_does_what_it_says(stack: Stack) -> None:
+@pytest.mark.asyncio(loop_scope="session")
+async def test_every_command_of_the_readme_does_what_it_says(shared: Stack) -> None:
     assert len(commands()) >= 6
     outputs: list[str] = []
     shown = json.loads(next(text for kind, text in BLOCKS if kind == "json"))
     for command in commands():
         if outputs:  # the id that was shown belongs to another day
             command = command.replace(shown["task_id"], json.loads(outputs[0])["task_id"])
-        code, output = await run(stack, command)
+        code, output = await run(shared, command)
         assert code == 0 or (code == TIMED_OUT and "curl -N" in command), (command, output)
         outputs.append(output)
     answer = json.loads(outputs[0])

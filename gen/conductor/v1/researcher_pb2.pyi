@@ -1114,6 +1114,7 @@ class Source(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     INDEX_BYTES_FIELD_NUMBER: _builtins.int
     INDEXED_AT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, the first part of its uris."""
     kind: Global___SourceKind.ValueType
@@ -1132,6 +1133,8 @@ class Source(_message.Message):
     """Bytes of the documents."""
     index_bytes: _builtins.int
     """Bytes of the index."""
+    problem: _builtins.str
+    """Why it could not be indexed in the background, which is tried again. Empty when it could, or is not watched."""
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Patterns of paths below it that belong to it, as in "**/*.md". All when empty."""
@@ -1159,10 +1162,11 @@ class Source(_message.Message):
         bytes: _builtins.int = ...,
         index_bytes: _builtins.int = ...,
         indexed_at: _timestamp_pb2.Timestamp | None = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["indexed_at", b"indexed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "configured", b"configured", "documents", b"documents", "exclude", b"exclude", "include", b"include", "index_bytes", b"index_bytes", "indexed_at", b"indexed_at", "kind", b"kind", "name", b"name", "passages", b"passages", "path", b"path", "unreadable", b"unreadable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "configured", b"configured", "documents", b"documents", "exclude", b"exclude", "include", b"include", "index_bytes", b"index_bytes", "indexed_at", b"indexed_at", "kind", b"kind", "name", b"name", "passages", b"passages", "path", b"path", "problem", b"problem", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

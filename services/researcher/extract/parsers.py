@@ -1,20 +1,21 @@
-"""Starts, feeds and, when it must, kills the processes that parse what is native or complex (see worker.py)."""
+"""Has each document that is native or complex parsed by a process of its own, and ends it when it must (worker.py)."""
 
-import contextlib
 import logging
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from services.researcher.extract import wire
+from services.researcher.extract.forking import STATUS
+from services.researcher.extract.kept import Kept
 from services.researcher.extract.worker import BOOT
 from services.researcher.watch import POLL_S, Watch
 
@@ -23,206 +24,232 @@ log = logging.getLogger(__name__)
 ROOT = str(Path(__file__).parents[3])  # where the process finds its modules
 PROCESSES = 2  # at once
 SILENCE_S = 180.0  # a process that says nothing for so long hangs; its CPU limit ends it earlier when it works
+STARTS = 2  # after so many in vain there is no other
+END_S = 1.0  # a process that closed its output has ended by then, or is ended
+CLOSE_S = 5.0  # what parsers are forked from has ended by then, or is ended
 READ_BYTES = 1024 * 1024
-_NO_FAULT = (0, -signal.SIGKILL)  # a process that waited had gone to rest, or somebody else ended it
+_OVERTIME = (-signal.SIGPROF, -signal.SIGXCPU)
 
 Frame = tuple[dict[str, Any], bytes]
 
 
 class ParserDied(Exception):
-    """The process ended in the middle of a document; the text says which limit it met, a sentence."""
+    """The process ended in the middle of a document; the text says which limit it met, a sentence.
 
+    `lasting` is false when the document is not why, so that trying again may be of use.
+    """
 
-@dataclass(slots=True)
-class _Parser:
-    process: subprocess.Popen[bytes]
-    fresh: bool = True  # it has not said yet what holds it
-    rested: bool = False  # it waited for work, and may have ended for want of it
-    alone: bool = False  # it reads one document and is ended
+    def __init__(self, detail: str, *, lasting: bool = True) -> None:
+        super().__init__(detail)
+        self.lasting = lasting
 
 
 class Parsers:
-    """Up to PROCESSES parsing processes, started when needed. Thread-safe; a call waits until one is free.
+    """Up to PROCESSES parsing processes at once, one for each document. Thread-safe; a call waits until one may start.
 
-    A process reads one document after another. One that a document took over could answer falsely about those that come
-    after it. What is read to check a quote is therefore read alone, by a process that has read nothing before; while it
-    works the next of its kind starts, which costs about 0.3 CPU seconds.
+    They are forked from a process that is started when it is first needed (0.3 CPU seconds) and ends when nothing was
+    read for a while (forking.py). After a parser that broke, another takes its place: all that are forked from one
+    process have their memory laid out alike, and who may break many could learn how.
 
     Args:
         boot: the program, for `python -c`.
+
+    Attributes:
+        kept: texts they made, for who reads the same bytes again.
     """
 
     def __init__(self, boot: str = BOOT) -> None:
+        self.kept = Kept()
         self._boot = boot
         self._free = threading.Semaphore(PROCESSES)
         self._lock = threading.Lock()  # held for moments
-        self._idle: list[_Parser] = []
-        self._unused: _Parser | None = None  # has read nothing
+        self._origin: _Origin | None = None
+        self._past: list[_Origin] = []  # those that end with the last of their parsers
         self._told = False
         self._closed = False
 
-    def parse(self, head: dict[str, Any], data: bytes, watch: Watch, *, alone: bool = False) -> Iterator[Frame]:
-        """Yields the frames of an answer. Raises ParserDied; Cancelled and OutOfTime end the process at once.
-
-        Args:
-            alone: by a process that has read nothing before, and will read nothing after.
-        """
-        self._acquire(watch)
+    def parse(self, head: dict[str, Any], data: bytes, watch: Watch) -> Iterator[Frame]:
+        """Yields the frames of an answer. Raises ParserDied; Cancelled and OutOfTime end the process at once."""
+        while not self._free.acquire(timeout=POLL_S):
+            watch.check()
         try:
-            yield from self._parse(head, data, watch, alone)
+            origin, parser = self._begin(watch)
+            try:
+                yield from _frames(parser, head, data, watch)
+            except (EOFError, OSError, ValueError) as error:
+                died = _death(parser, error)
+                if not (isinstance(error, TimeoutError) or parser.status in _OVERTIME):
+                    self._renew(origin)
+                raise died from None
+            finally:
+                parser.close()
         finally:
             self._free.release()
+            if self._closed:
+                self.close()
 
     def close(self) -> None:
-        """Ends the processes that are idle, and those at work as soon as they have answered."""
+        """Ends what parsers are forked from; waits for those at work, at most CLOSE_S."""
         with self._lock:
-            idle, self._idle, self._closed = self._waiting(), [], True
-            self._unused = None
-        for parser in idle:
-            _end(parser)
+            past, self._past, self._closed = [*self._past, *filter(None, [self._origin])], [], True
+            self._origin = None
+        for origin in past:
+            origin.end()
 
     @property
     def pids(self) -> list[int]:
-        """Returns the ids of the processes that wait for work."""
+        """Returns the id of the process that parsers are forked from, if there is one."""
         with self._lock:
-            return [parser.process.pid for parser in self._waiting()]
+            return [self._origin.process.pid] if self._origin and self._origin.process.poll() is None else []
 
-    def _waiting(self) -> list[_Parser]:
-        return [*self._idle, self._unused] if self._unused else [*self._idle]
-
-    def _acquire(self, watch: Watch) -> None:
-        while not self._free.acquire(timeout=POLL_S):
-            watch.check()
-
-    def _parse(self, head: dict[str, Any], data: bytes, watch: Watch, alone: bool) -> Iterator[Frame]:
-        parser, answered = self._take(head, data, watch, alone), False
-        try:
-            while True:
-                try:
-                    frame = wire.unpack(_reader(parser, watch))
-                except EOFError:
-                    if answered or not parser.rested or _status(parser) not in _NO_FAULT:
-                        raise
-                    parser = self._again(parser, head, data, watch)
-                    continue
-                answered = True
-                if frame[0].get("kind") == "end":
-                    break
-                yield frame
-        except (EOFError, OSError) as error:
-            raise ParserDied(_death(parser, error)) from None
-        except ValueError:
-            _end(parser)
-            raise ParserDied("Its parser answered with what is no answer; it may have been taken over.") from None
-        except BaseException:
-            _end(parser)  # it is in the middle of an answer that nobody will read
-            raise
-        self._give(parser)
-
-    def _again(self, parser: _Parser, head: dict[str, Any], data: bytes, watch: Watch) -> _Parser:
-        """Gives the document to another process: the first had gone to rest before it came."""
-        _end(parser)
-        again = self._take(head, data, watch, parser.alone)
-        again.rested = False  # once is enough: a document may end its parser so
-        return again
-
-    def _take(self, head: dict[str, Any], data: bytes, watch: Watch, alone: bool) -> _Parser:
-        """Returns a process that has been given the document."""
+    def _begin(self, watch: Watch) -> "tuple[_Origin, _Parser]":
+        """Returns a new parser that waits for its document, and where it comes from."""
+        failed = 0
         while True:
+            origin, new = self._started()
+            parser = None
             try:
-                parser = self._waited(alone) or self._start()
-            except OSError as error:
-                raise ParserDied(f"Its parser cannot be started: {error.strerror}.") from None
-            parser.alone = alone
-            try:
+                parser = origin.fork()
                 self._hear(parser, watch)
-                _send(parser, head, data, watch)
-            except TimeoutError as error:
-                raise ParserDied(_death(parser, error)) from None
-            except (EOFError, OSError):
-                _end(parser)
-                if parser.rested:
-                    continue  # it had gone to rest
-                raise ParserDied("Its parser does not start. The service's log may say why.") from None
-            except BaseException:  # whatever it is, a cancel too: nothing stays open, and it goes on up
-                _end(parser)
-                raise
-            if alone:
-                self._prepare()
-            return parser
-
-    def _waited(self, alone: bool) -> _Parser | None:
-        """Returns a process that waits for work, None when there is none."""
-        with self._lock:
-            if alone:
-                parser, self._unused = self._unused, None
+            except BaseException as error:  # whatever it is, a cancel too: nothing stays open
+                if parser is not None:
+                    parser.close()
+                if not isinstance(error, EOFError | OSError):
+                    raise
+                self._renew(origin)
+                failed += new
+                if failed == STARTS:
+                    raise ParserDied("Its parser does not start. The service's log may say why.") from None
+                # else it had gone to rest, or somebody ended it
             else:
-                parser = self._idle.pop() if self._idle else None
-        if parser:
-            parser.rested = True
-        return parser
+                return origin, parser
 
-    def _prepare(self) -> None:
-        """Starts the process that will read the next document alone, if none waits."""
+    def _started(self) -> "tuple[_Origin, bool]":
+        """Returns the process that parsers are forked from, and whether it is new. Raises ParserDied."""
         with self._lock:
-            if self._closed or self._unused:
-                return
-            with contextlib.suppress(OSError):  # then it is started when it is needed, or said that it cannot be
-                self._unused = self._start()
+            self._past = [each for each in self._past if each.process.poll() is None]
+            new = self._origin is None
+            if self._origin is None:
+                try:
+                    self._origin = _Origin(self._boot)
+                except OSError as error:
+                    raise ParserDied(f"Its parser cannot be started: {error.strerror}.", lasting=False) from None
+            return self._origin, new
 
-    def _give(self, parser: _Parser) -> None:
+    def _renew(self, origin: "_Origin") -> None:
+        """Forks no more from a process; it ends with the last of its parsers."""
         with self._lock:
-            if not self._closed and not parser.alone:
-                self._idle.append(parser)
-                return
-        _end(parser)
+            if self._origin is origin:
+                self._origin = None
+                self._past.append(origin)
+            origin.forsake()
 
-    def _start(self) -> _Parser:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", self._boot, ROOT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env={},
-            bufsize=0,
-        )
-        return _Parser(process)
-
-    def _hear(self, parser: _Parser, watch: Watch) -> None:
+    def _hear(self, parser: "_Parser", watch: Watch) -> None:
         """Takes in what a new process says of its sandbox; what does not hold is logged once."""
-        if not parser.fresh:
-            return
         head, _ = wire.unpack(_reader(parser, watch))
-        parser.fresh = False
-        if not self._told:
-            self._told = True
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
             for sentence in head.get("missing", ()):
                 log.warning("parsers of documents are held less: %s", sentence)
 
 
-def _end(parser: _Parser) -> None:
-    parser.process.kill()
-    with contextlib.suppress(OSError):
-        parser.process.communicate()
+class _Parser:
+    """A process that reads one document, by descriptors; `life` is explained in forking.py."""
+
+    def __init__(self, document: int, answers: int, life: socket.socket) -> None:
+        self.document = document
+        self.answers = answers
+        self.life = life
+        self.status: int | None = None  # its exit code, or the signal's number below zero; None while unknown
+
+    def wait(self) -> bool:
+        """Sees how it ended; one that goes on is ended. Returns False when nobody can say."""
+        self.life.settimeout(END_S)
+        for last in (False, True):
+            try:
+                said = self.life.recv(STATUS.size)
+            except TimeoutError:
+                if last:
+                    return False
+                self.life.shutdown(socket.SHUT_WR)
+            except OSError:
+                return False
+            else:
+                self.status = STATUS.unpack(said)[0] if len(said) == STATUS.size else None
+                return self.status is not None
+        return False
+
+    def close(self) -> None:
+        """Lets go of it: it is ended if it still lives."""
+        os.close(self.document)
+        os.close(self.answers)
+        self.life.close()
 
 
-def _death(parser: _Parser, error: Exception) -> str:
-    """Says why the process ended by itself."""
+class _Origin:
+    """The process that parsers are forked from. Raises OSError when it cannot be started."""
+
+    def __init__(self, boot: str) -> None:
+        self._asking, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-c", boot, ROOT],
+                stdin=other.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+            )
+
+    def fork(self) -> _Parser:
+        """Asks for a parser. Raises OSError when it is gone; that nothing comes of it shows at the parser."""
+        document, give = os.pipe()
+        take, answers = os.pipe()
+        life, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parser = _Parser(give, take, life)
+        try:
+            with other:
+                socket.send_fds(self._asking, [b"1"], [document, answers, other.fileno()])
+        except BaseException:  # whatever it is, nothing stays open
+            parser.close()
+            raise
+        finally:
+            os.close(document)
+            os.close(answers)
+        return parser
+
+    def forsake(self) -> None:
+        """Asks for no more parsers."""
+        self._asking.close()
+
+    def end(self) -> None:
+        """Ends it with its parsers, which get a moment to end by themselves."""
+        self.forsake()
+        try:
+            self.process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _frames(parser: _Parser, head: dict[str, Any], data: bytes, watch: Watch) -> Iterator[Frame]:
+    _send(parser, head, data, watch)
+    while (frame := wire.unpack(_reader(parser, watch)))[0].get("kind") != "end":
+        yield frame
+
+
+def _death(parser: _Parser, error: Exception) -> ParserDied:
+    """Says why it ended by itself, or is ended now."""
     if isinstance(error, TimeoutError):
-        _end(parser)
-        return f"Its parser took nothing in, or said nothing, for {SILENCE_S:.0f} s and was ended."
-    if _status(parser) in (-signal.SIGPROF, -signal.SIGXCPU):
-        return "It takes too long to parse: more CPU time than a parser may use for its size."
-    return "It takes more memory than the parser may use, or breaks it."
-
-
-def _status(parser: _Parser) -> int:
-    """Returns how a process ended that closed its output. One that goes on without is ended."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        parser.process.wait(1)
-    _end(parser)
-    return parser.process.returncode
+        return ParserDied(f"Its parser took nothing in, or said nothing, for {SILENCE_S:.0f} s and was ended.")
+    if isinstance(error, ValueError):
+        return ParserDied("Its parser answered with what is no answer; it may have been taken over.")
+    if not parser.wait():
+        return ParserDied("Its parser was ended from outside. Ask again.", lasting=False)
+    if parser.status in _OVERTIME:
+        return ParserDied("It takes too long to parse: more CPU time than a parser may use for its size.")
+    return ParserDied("It takes more memory than the parser may use, or breaks it.")
 
 
 def _send(parser: _Parser, head: dict[str, Any], data: bytes, watch: Watch) -> None:
@@ -230,10 +257,9 @@ def _send(parser: _Parser, head: dict[str, Any], data: bytes, watch: Watch) -> N
 
     Raises TimeoutError after SILENCE_S in all, OSError when the process is gone.
     """
-    descriptor = cast(IO[bytes], parser.process.stdin).fileno()  # a pipe, as it was started
-    os.set_blocking(descriptor, False)
+    os.set_blocking(parser.document, False)
     room = select.poll()
-    room.register(descriptor, select.POLLOUT)
+    room.register(parser.document, select.POLLOUT)
     until = time.monotonic() + SILENCE_S
     for piece in wire.pack(head, data):
         rest = memoryview(piece)
@@ -242,13 +268,12 @@ def _send(parser: _Parser, head: dict[str, Any], data: bytes, watch: Watch) -> N
             if time.monotonic() > until:
                 raise TimeoutError
             if room.poll(POLL_S * 1000):
-                rest = rest[os.write(descriptor, rest) :]
+                rest = rest[os.write(parser.document, rest) :]
 
 
-def _reader(parser: _Parser, watch: Watch) -> Any:
-    descriptor = cast(IO[bytes], parser.process.stdout).fileno()  # a pipe, as it was started
+def _reader(parser: _Parser, watch: Watch) -> Callable[[int], bytes]:
     answers = select.poll()  # unlike select(), it takes descriptors above 1023
-    answers.register(descriptor, select.POLLIN)
+    answers.register(parser.answers, select.POLLIN)
 
     def exactly(length: int) -> bytes:
         answer = bytearray()
@@ -256,7 +281,7 @@ def _reader(parser: _Parser, watch: Watch) -> Any:
         while len(answer) < length:
             watch.check()
             if answers.poll(POLL_S * 1000):
-                answer += _some(descriptor, length - len(answer))
+                answer += _some(parser.answers, length - len(answer))
                 silent_until = time.monotonic() + SILENCE_S
             elif time.monotonic() > silent_until:
                 raise TimeoutError

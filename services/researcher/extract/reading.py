@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from services.researcher.documents import Heading, Kind, Outline, Place, Text, Unreadable
 from services.researcher.extract import markup
+from services.researcher.extract.kept import key_of
 from services.researcher.extract.kinds import PLAIN, SUFFIXES, kind, supported
 from services.researcher.extract.parsers import ParserDied, Parsers
 from services.researcher.watch import Watch
@@ -43,11 +44,19 @@ def documents(name: str, data: bytes, parsers: Parsers, watch: Watch) -> Iterato
 
 
 def document(name: str, member: str, data: bytes, parsers: Parsers, watch: Watch) -> Text:
-    """Returns the text of one member, as `documents` gave it. Raises Unreadable, Cancelled, OutOfTime."""
+    """Returns the text of one member, as `documents` gave it. Raises Unreadable, Cancelled, OutOfTime.
+
+    The same bytes are not parsed again soon after: their text is a matter of them alone (see parsers.py).
+    """
     if kind(name) in PLAIN or not kind(name):
-        found = next(documents(name, data, parsers, watch))
-        return only(iter([found]), member)
-    return only(parsed(name, member, data, parsers, watch), member)
+        return only(iter([next(documents(name, data, parsers, watch))]), member)
+    key = key_of(name, member, data)
+    if (text := parsers.kept.get(key)) is None:
+        found = list(parsed(name, member, data, parsers, watch))
+        text = only(iter(found), member)
+        if not any(isinstance(each, Unreadable) for _, each in found):  # else more may be read another time
+            parsers.kept.put(key, text)
+    return text
 
 
 def only(found: Iterator[Found], member: str) -> Text:
@@ -75,14 +84,14 @@ def parsed(name: str, wanted: str | None, data: bytes, parsers: Parsers, watch: 
     """Yields what a parser process makes of a file, checked. Raises as `documents`.
 
     Args:
-        wanted: the one member to read; it is read by a process that has read no other document, so that none of them
-            can have a say in it. None for all.
+        wanted: the one member to read; None for all.
     """
-    progress = _Progress()
+    progress, again = _Progress(), True
     for _ in range(MAX_DEATHS):
+        given = False
         try:
             head = {"name": name, "wanted": wanted, "after": progress.after}
-            for answer, body in parsers.parse(head, data, watch, alone=wanted is not None):
+            for answer, body in parsers.parse(head, data, watch):
                 try:
                     member, found = progress.take(name, answer, body)
                 except (KeyError, TypeError, ValueError):
@@ -91,10 +100,14 @@ def parsed(name: str, wanted: str | None, data: bytes, parsers: Parsers, watch: 
                 if isinstance(found, bytes):
                     found = _plain(member, kind(member), found, watch)
                 if found is not None:
+                    given = True
                     yield member, found
             return
         except ParserDied as died:
-            yield progress.member, Unreadable(str(died))
+            if again and not (died.lasting or given):
+                again = False  # the document was not why, so it is tried once more
+                continue
+            yield progress.member, Unreadable(str(died), lasting=died.lasting)
             if not progress.pass_over():
                 return
     yield "", Unreadable(f"Its members ended {MAX_DEATHS} parsers. The rest is left out.", Kind.GAP_KIND_TRUNCATED)

@@ -3,11 +3,18 @@
 import errno
 import os
 import resource
+from contextlib import suppress
 
 from services.common import kernel, landlock, seccomp
 
 MEMORY_BYTES = 2 * 1024**3  # address space; 16 MiB of ordinary markup take a tenth
-LIFE_CPU_S = 900  # a process takes no new document after a third of this; see worker.py
+LIFE_CPU_S = 900  # whatever a document's own limit (parts.Bounds.clock) is; an archive has one for each member
+
+
+def prepare() -> None:
+    """Makes ahead what all processes forked from this one will need."""
+    with suppress(OSError):  # `enter` says so
+        seccomp.computing(os.uname().machine)
 
 
 def enter() -> list[str]:

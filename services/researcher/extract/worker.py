@@ -1,36 +1,38 @@
-"""The parser process: takes its sandbox, then reads one document after another until its input ends.
+"""The parser process: takes its sandbox, reads one document and ends.
 
 Native code given hostile bytes can take quadratic time, all memory, or control; a thread cannot be stopped then, a
-process can. Started by parsers.py as `python -I -c BOOT ROOT` without environment.
+process can, and what was taken over ends with the document. Forked (forking.py) from a process that parsers.py starts
+as `python -I -c BOOT ROOT` without environment.
 
 In:  {"name", "wanted", "after"} and the document's bytes; see wire.py.
-Out: first {"missing"}; then for each document a frame for each item, and {"kind": "end"}.
+Out: first {"missing"}; then a frame for each item, and {"kind": "end"}.
 """
 
 import os
 import re
-import select
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
-from services.researcher.extract import members, sandbox, wire
+from services.researcher.extract import forking, members, sandbox, wire
 from services.researcher.extract.parts import Begun, Bounds, Item, Items, Part, Raw, Trouble
 
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from services.researcher.extract.worker import main; main()"
-IDLE_S = 60.0  # without a document; it ends then, and the next document starts another
 READ_BYTES = 1024 * 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def main(read: Callable[[str, bytes, Bounds], Items] = members.read) -> None:
-    """Answers documents until the input ends, nothing comes for IDLE_S, or the process has worked long enough."""
+    """Has a process of its own answer each document, until nobody asks; see forking.serve."""
     members.prepare()
+    sandbox.prepare()
+    forking.serve(lambda: _live(read))
+
+
+def _live(read: Callable[[str, bytes, Bounds], Items]) -> None:
     _send({"missing": sandbox.enter()})
-    while time.process_time() < sandbox.LIFE_CPU_S / 3 and _wait():
-        head, data = wire.unpack(_exactly)
-        _answer(read, head, data)
+    head, data = wire.unpack(_exactly)
+    _answer(read, head, data)
 
 
 def _answer(read: Callable[[str, bytes, Bounds], Items], head: dict[str, Any], data: bytes) -> None:
@@ -41,8 +43,6 @@ def _answer(read: Callable[[str, bytes, Bounds], Items], head: dict[str, Any], d
             _tell(item)
     except MemoryError:
         _tell(Trouble("", f"It takes more memory than a parser may use ({sandbox.MEMORY_BYTES >> 20:,} MiB)."))
-        _send({"kind": "end"})
-        sys.exit()  # what is left of the heap is of no use
     _send({"kind": "end"})
 
 
@@ -63,18 +63,12 @@ def _clean(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _wait() -> bool:
-    waiting = select.poll()
-    waiting.register(0, select.POLLIN)
-    return bool(waiting.poll(IDLE_S * 1000))
-
-
 def _exactly(length: int) -> bytes:
     data = bytearray()
     while len(data) < length:
         chunk = os.read(0, min(length - len(data), READ_BYTES))
         if not chunk:
-            sys.exit()  # the service is gone
+            sys.exit()  # nobody waits for an answer
         data += chunk
     return bytes(data)
 

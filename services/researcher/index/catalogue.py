@@ -18,8 +18,9 @@ from services.researcher.index.lexical import places
 from services.researcher.index.origin import Stamp
 from services.researcher.index.words import above_text
 
-FORMAT: Final = 5  # raise it when the files of an index change, or what is made of documents: all are built anew
+FORMAT: Final = 6  # raise it when the files of an index change, or what is made of documents: all are built anew
 PAGE_BYTES = 16_384  # a passage fits into a page
+WRITER_CACHE_KIB = 16 * 1024  # pages that a batch fills are written once, not again and again
 _LAST: Final = b"\xff" * 256  # behind every key: a file's name has at most 255 bytes
 # Between the headings above a passage and those inside it, and between headings: control characters (ASCII GS, RS),
 # which are taken out of a heading's own text.
@@ -86,6 +87,7 @@ class Catalogue:
 
     def _prepare(self, form: str) -> None:
         self.db.execute(f"pragma page_size = {PAGE_BYTES}")
+        self.db.execute(f"pragma cache_size = -{WRITER_CACHE_KIB}")
         self.db.execute("pragma journal_mode = wal")
         self.db.execute("pragma synchronous = normal")  # after a power cut the last batch may be missing, nothing else
         if not self.db.execute("select count(*) from sqlite_schema").get:

@@ -9,13 +9,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import tantivy
 
 from services.researcher.index.words import forms, indexed_words
 from services.researcher.protocol import Term
-from services.researcher.terms import Analyzer
+from services.researcher.terms import Analyzer, lowered
 
 HEAP_BYTES = 64 * 1024 * 1024  # of the writer
 COUNTED = 20_000  # passages up to which it is counted, not estimated, how many hold a stem
@@ -24,8 +24,6 @@ ABOVE_WEIGHT = 0.4  # of a word above a passage, against 1 in it
 # `filed` worth three: the answer was then among the first ten for .53 of the questions, not for .61. What stands
 # above counts only where it is more: added, the few words of a heading count for too much.
 FURTHER = 0.2
-SCANNED = 100_000  # passages up to which all that match are scored; of more only those NEAR the best by the sum are
-NEAR = 500
 KEPT_STEMS = 10_000  # whose words are remembered
 
 FIELDS = ("words", "above")
@@ -58,7 +56,7 @@ def _schema() -> tantivy.Schema:
     builder.add_unsigned_field("number", fast=True, indexed=True)
     builder.add_unsigned_field("document", indexed=True)
     builder.add_unsigned_field("below", indexed=True)
-    builder.add_unsigned_field("same", indexed=True)
+    builder.add_unsigned_field("same", fast=True, indexed=True)
     return builder.build()
 
 
@@ -86,6 +84,19 @@ def places(key: str, member: str) -> list[int]:
     return [number_of(each) for each in sorted(named)]
 
 
+class Match(NamedTuple):
+    """A passage that matches. `same` is the number of its text, which passages with the very same text share."""
+
+    score: float
+    number: int
+    same: int
+
+
+def best_first(match: Match) -> tuple[float, int]:
+    """Returns what hits are ordered by."""
+    return -match.score, match.number
+
+
 class Writer:
     """Adds and removes passages; nothing shows before `commit`. One at a time. Raises Damaged, OSError."""
 
@@ -100,8 +111,8 @@ class Writer:
         with noticing_damage():
             for number, (above, body) in enumerate(zip(title_and_above, bodies, strict=True), first):
                 entry = tantivy.Document()
-                entry.add_text("words", body)
-                entry.add_text("above", above)
+                entry.add_text("words", lowered(body))
+                entry.add_text("above", lowered(above))
                 entry.add_unsigned("same", number_of(body))
                 entry.add_unsigned("number", number)
                 entry.add_unsigned("document", first)
@@ -170,32 +181,24 @@ class Reader:
 
     def search(
         self, terms: Sequence[Term], below: Sequence[int], limit: int, without: Iterable[int] = ()
-    ) -> list[tuple[float, int]]:
-        """Returns (score, number) of the passages that match any term, best first.
+    ) -> list[Match]:
+        """Returns the passages that match any term, best first.
 
         Args:
             below: numbers of places, see `number_of`; all when empty.
             without: numbers of the texts of passages that are left out.
         """
-        stems = [words for term in terms if (words := self._widened(term.stem))]
-        if not stems:
+        clauses = [clause for term in terms if (clause := self._widened(term.stem)) is not None]
+        if not clauses:
             return []
-        query = tantivy.Query.boolean_query([(tantivy.Occur.Should, _best(within, above)) for within, above in stems])
-        if self.held > SCANNED:
-            # Only a sum lets tantivy pass over what cannot come first.
-            either = [(tantivy.Occur.Should, clause) for within, above in stems for clause in (*within, *above)]
-            near = self._hits(self._within(tantivy.Query.boolean_query(either), below, without), max(NEAR, limit))
-            numbers = tantivy.Query.term_set_query(self._schema, "number", [number for _, number in near])
-            among = tantivy.Query.const_score_query(numbers, 0.0)
-            query = tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, among)])
-        return self._hits(self._within(query, below, without), limit)
-
-    def _hits(self, query: tantivy.Query, limit: int) -> list[tuple[float, int]]:
+        query = tantivy.Query.boolean_query([(tantivy.Occur.Should, clause) for clause in clauses])
         with noticing_damage():
-            hits = self._searcher.search(query, limit, count=False).hits
+            hits = self._searcher.search(self._within(query, below, without), limit, count=False).hits
             addresses = [address for _, address in hits]
             numbers = cast(list[int], self._searcher.fast_field_values("number", addresses))
-        return sorted(zip((score for score, _ in hits), numbers, strict=True), key=lambda hit: (-hit[0], hit[1]))
+            same = cast(list[int], self._searcher.fast_field_values("same", addresses))
+        found = map(Match, (score for score, _ in hits), numbers, same)
+        return sorted(found, key=best_first)
 
     def _within(self, query: tantivy.Query, below: Sequence[int], without: Iterable[int]) -> tantivy.Query:
         clauses = [(tantivy.Occur.MustNot, self._term("same", each)) for each in without]
@@ -205,8 +208,8 @@ class Reader:
             clauses.append((tantivy.Occur.Must, places))
         return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), *clauses]) if clauses else query
 
-    def _widened(self, stem: str) -> tuple[list[tantivy.Query], list[tantivy.Query]] | None:
-        """Returns what looks for the words of a stem, within a passage and above it, each weighed as the stem is."""
+    def _widened(self, stem: str) -> tantivy.Query | None:
+        """Returns what looks for the words of a stem, within a passage or above it, each weighed as the stem is."""
         words = self._words(stem)
         weight = self._weight(self._united(words))
         within, above = [], []
@@ -215,7 +218,10 @@ class Reader:
             within.append(tantivy.Query.boost_query(self._term("words", word), share))
             if self._searcher.doc_freq("above", word):
                 above.append(tantivy.Query.boost_query(self._term("above", word), ABOVE_WEIGHT * share))
-        return (within, above) if words else None
+        if not within:
+            return None
+        inside = tantivy.Query.disjunction_max_query(within, FURTHER)
+        return tantivy.Query.disjunction_max_query([inside, *above], 0.0) if above else inside
 
     def _term(self, field: str, value: str | int) -> tantivy.Query:
         return tantivy.Query.term_query(self._schema, field, value, "freq")
@@ -244,9 +250,5 @@ class Reader:
             yield from self._searcher.terms_with_prefix(field, prefix)
 
     def _counted(self, word: str) -> int:
-        return max(self._searcher.doc_freq(field, word) for field in FIELDS)
-
-
-def _best(within: Sequence[tantivy.Query], above: Sequence[tantivy.Query]) -> tantivy.Query:
-    inside = tantivy.Query.disjunction_max_query(within, FURTHER)
-    return tantivy.Query.disjunction_max_query([inside, *above], 0.0) if above else inside
+        frequency = self._searcher.doc_freq
+        return max(frequency("words", word), frequency("above", word))

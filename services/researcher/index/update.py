@@ -21,7 +21,7 @@ from services.researcher.index.store import Store
 from services.researcher.index.words import above_text
 from services.researcher.watch import Cancelled, OutOfTime, Watch
 
-BATCH_CHARS = 16 * 1024 * 1024  # of text in one batch
+BATCH_CHARS = 32 * 1024 * 1024  # of text in one batch; smaller ones make more segments, which are merged
 BATCH_ENTRIES = 20_000
 STALE_SHARE = 0.25  # of the passages are deleted ones, from which the word index is built anew for true statistics
 STALE_LEAST = 10  # deleted passages before that

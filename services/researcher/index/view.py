@@ -1,17 +1,18 @@
 """What an index holds for one inquiry: a snapshot that is searched."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import apsw
 
 from services.researcher.documents import Document, Original, Passage
-from services.researcher.index.lexical import Damaged, Reader, number_of
+from services.researcher.index.lexical import Damaged, Match, Reader, best_first
 from services.researcher.protocol import Candidate, Term
 from services.researcher.watch import Watch
 
 SAME_PASSAGE = 3  # passages with the very same text that are returned; more of them would crowd out all else
+SEARCHED = 4  # times as many as are wanted are looked for, as some may have the same text or be gone
 ROUNDS = 4  # of searching without what was found too often
 # Reciprocal rank fusion: of a list of that weight, the passage at rank r gets weight / (RRF_RANK + r).
 RRF_RANK = 60
@@ -91,24 +92,32 @@ class IndexView:
         self, terms: Sequence[Term], limit: int, passages: dict[int, tuple[Document, Passage]], watch: Watch
     ) -> Hits:
         """Finds by words, and fills `passages`. Searches again without those texts that many passages repeat."""
-        kept: dict[int, float] = {}
-        often: set[str] = set()
+        hits: list[Match] = []
+        often: set[int] = set()
+        kept: list[Match] = []
         for _ in range(ROUNDS):
             watch.check()
-            hits = self._words.search(terms, self._below, limit, [number_of(text) for text in sorted(often)])
-            passages.update(self._fetch([number for _, number in hits]))
-            seen: Counter[str] = Counter()
-            for score, number in hits:
-                if number in passages:
-                    text = passages[number][1].text
-                    seen[text] += 1
-                    if seen[text] <= SAME_PASSAGE:
-                        kept[number] = score
-            repeated = {text for text, times in seen.items() if times > SAME_PASSAGE}
-            if len(kept) >= limit or len(hits) < limit or not repeated:
+            found = self._words.search(terms, self._below, SEARCHED * limit, sorted(often))
+            hits = sorted({*hits, *found}, key=best_first) if hits else found
+            kept = self._fetched(hits, limit, passages)
+            times = Counter(match.same for match in hits)
+            repeated = {same for same, number in times.items() if number > SAME_PASSAGE} - often
+            if len(kept) >= limit or len(found) < SEARCHED * limit or not repeated:
                 break
             often |= repeated
-        return sorted(((score, number) for number, score in kept.items()), key=lambda hit: (-hit[0], hit[1]))
+        return [(match.score, match.number) for match in kept]
+
+    def _fetched(self, hits: list[Match], limit: int, passages: dict[int, tuple[Document, Passage]]) -> list[Match]:
+        """Returns the best hits, few with the same text, and fills `passages`; takes out of `hits` what is gone."""
+        while True:
+            kept = _varied(hits, limit)
+            missing = [match.number for match in kept if match.number not in passages]
+            found = self._fetch(missing) if missing else {}
+            passages.update(found)
+            if len(found) == len(missing):
+                return kept
+            gone = set(missing) - found.keys()
+            hits[:] = [match for match in hits if match.number not in gone]
 
     def original(self, uri: str, watch: Watch) -> Original:
         """Reads a document again from where it is. Raises Unreadable."""
@@ -126,6 +135,19 @@ def fuse(words: Hits, meaning: Hits) -> Hits:
         for rank, (_, number) in enumerate(hits, 1):
             scores[number] += weight / (RRF_RANK + rank)
     return sorted(((score, number) for number, score in scores.items()), key=lambda hit: (-hit[0], hit[1]))
+
+
+def _varied(hits: Iterable[Match], limit: int) -> list[Match]:
+    """Returns the first hits, at most SAME_PASSAGE of the same text."""
+    kept: list[Match] = []
+    seen: Counter[int] = Counter()
+    for match in hits:
+        seen[match.same] += 1
+        if seen[match.same] <= SAME_PASSAGE:
+            kept.append(match)
+            if len(kept) == limit:
+                break
+    return kept
 
 
 def _ranked(hits: Hits, passages: Found, inside: Callable[[Document], bool]) -> list[Candidate]:
