@@ -138,7 +138,9 @@ async def start_conductor(path: Path, workers: Workers, **options: Any) -> Runni
     await tail.start()
     service = Service("127.0.0.1:0", [FULL_NAME], MAX_REQUEST_BYTES)
     intake = Intake(router.keep_for, MAX_UPLOAD, new_id)
-    api = ConductorApi(actor, Views(store), Subscriptions(store, tail, heartbeat, max_streams), router, programs, intake)
+    api = ConductorApi(
+        actor, Views(store), Subscriptions(store, tail, heartbeat, max_streams), router, programs, intake
+    )
     conductor_pb2_grpc.add_ConductorServicer_to_server(api, service.server)
     await actor.start()
     await service.start()

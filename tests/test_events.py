@@ -193,6 +193,10 @@ class StageWorkers(Workers):
         yield terminal_pb2.ReadFileResponse(data=self.left.encode())
 
     async def Run(self, request: Any, context: Any) -> Any:
+        if not request.workspace:
+            async for message in super().Run(request, context):
+                yield message
+            return
         result = terminal_pb2.CommandResult(end=terminal_pb2.COMMAND_END_EXITED, exit_code=2 if self.found else 0)
         yield terminal_pb2.RunResponse(result=result)
 
@@ -392,7 +396,10 @@ async def test_every_task_of_a_real_run_ends_once_with_all_its_calls_answered(
     for name in stages:
         check_task_log(logs[name])
     assert [logs[name][-1].type.rpartition(".")[2] for name in stages] == [
-        *("completed", "completed", "completed", "completed", "failed", "completed", "completed"),
+        *["completed"] * 5,
+        "failed",
+        "completed",
+        "completed",
     ]
     ends = {
         name.removeprefix("task_"): log[-1]

@@ -10,7 +10,7 @@ import pytest
 from conductor.v1 import error_pb2, project_pb2, report_writer_pb2
 
 from services.report_writer import report, run_report
-from tests.test_report_writer import Writer, conflict, missing, refused, running, task
+from tests.report_writers import Writer, conflict, missing, refused, running, task
 from tests.test_run_report import Left, Request, golden
 
 Stage = project_pb2.Stage

@@ -257,13 +257,6 @@ async def test_a_program_that_comes_to_grief_is_a_typed_failure(
 ) -> None:
     async with at_hand(tmp_path, programs=tiny(**limits)) as (running, _):
         project = Project(running.stub)
-        await project.start()
-        await project.gate("PARSE_INTENT")
-        await project.move("PARSE_INTENT", {"depth": 2})
-        await project.gate("PARSE_INTENT")
-        await project.confirm()
-        await project.gate("DATA_SOURCE")
-        await project.cancel()
         await project.start({"PARSE_INTENT": way}, pass_gates=ALL)
         state = await project.until("FAILED")
         stage = stage_of(state, "PARSE_INTENT")

@@ -15,8 +15,8 @@ from services.researcher.documents import SourceKind
 from services.researcher.tables.formats import Tables
 from services.researcher.watch import Watch
 from tests.collections_at_hand import found, opened, uris
-from tests.researchers import events, serving
 from tests.researched_tables import database, lines, only, source, tables, texts
+from tests.researchers import events, serving
 
 __all__ = ["tables"]
 

@@ -21,7 +21,7 @@ def main() -> int:
     own = Path("parse-intent")  # the stage's folder in the run's
     own.mkdir(exist_ok=True)
     (own / "result.json").unlink(missing_ok=True)  # that of an earlier attempt must not pass for this one's
-    print(json.dumps({"event": "progress", "pct": 10, "phase": "looking"}), flush=True)
+    print(json.dumps({"event": "progress", "pct": 10, "phase": "looking"}), flush=True)  # noqa: T201  progress is told there
     columns = columns_of(asked)
     found = understood(asked, columns)
     if found["status"] != "FAILED":
