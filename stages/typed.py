@@ -28,6 +28,7 @@ _DATE = _DAY + r"([ T]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]+)?)?(Z|[
 _COMMA = r"^[+-]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+)(,[0-9]+)?$"
 _COMMA_CELL = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})")  # three digits after it may also be thousands
 _POINT_CELL = re.compile(r"[+-]?\d+\.\d+")
+_EITHER_CELL = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # 1.234 may be thousands where others have a comma
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,15 @@ class Column:
 
 
 def decimal_of(rows: Iterable[Sequence[str]]) -> str:
-    """Returns "," when numbers in these rows have a comma before the fraction and none has a point, else "."."""
+    """Returns "," when numbers in these rows have a comma before the fraction and none has a point, else ".".
+
+    A point before three digits tells nothing: with commas elsewhere, 1.234 are more than a thousand.
+    """
     commas = points = 0
     for row in rows:
         for cell in row:
             commas += "," in cell and bool(_COMMA_CELL.fullmatch(cell.strip()))
-            points += "." in cell and bool(_POINT_CELL.fullmatch(cell.strip()))
+            points += "." in cell and bool(_POINT_CELL.fullmatch(cell.strip())) and not _EITHER_CELL.fullmatch(cell.strip())
     return "," if commas and not points else "."
 
 

@@ -32,6 +32,7 @@ MARK = f"# {new_id()}"  # by which our own programs are known among all processe
 SOURCE = (Path(__file__).with_name("tiny_stages") / "stage.py").read_text() + MARK
 Stage, Status, RunStatus = project_pb2.Stage, project_pb2.StageStatus, project_pb2.RunStatus
 STAGES = [stage for stage in Stage.values() if stage]
+POLL_S = 0.04  # seconds between two looks at a state, beyond those of `until`: each costs as much as an event
 LOOK_S = 0.2  # seconds between two looks of driving
 
 
@@ -152,7 +153,10 @@ class Project:
             there = not stage or state.current_stage == Stage.Value(f"STAGE_{stage}")
             found = RunStatus.Name(state.run.status).removeprefix("RUN_STATUS_")
             assert found in (status, "RUNNING", "WAITING_CONFIRMATION"), state.stages[state.current_stage - 1]
-            return state if there and found == status else None
+            if there and found == status:
+                return state
+            await asyncio.sleep(POLL_S)
+            return None
 
         found: project_pb2.ProjectState = await until(look, seconds)
         return found

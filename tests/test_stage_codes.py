@@ -17,15 +17,14 @@ from conductor.v1 import event_pb2, project_pb2, terminal_pb2
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from services.conductor import stage_result
-from stages import bundling, export, judging, profile_data, review_edit
+from stages import bundling, export, judging, parse_intent, profile_data, review_edit
 from stages.contract import CONTRACT, MAX_SUMMARY, Action, Artifact, Failed, Issue, folder_of
 from stages.smoke import Proof
 from tests.files_that_fail import FAILS, HEAD, PROGRAMS, PROMISED, TAIL, Fails
 from tests.tables_at_hand import REPO, work_here
 
-SECTION = "STAGE_CRASHED", "DISK_LIMIT"  # what only Conductor can tell, see below
+BY_CONDUCTOR = "STAGE_CRASHED", "DISK_LIMIT"  # what only Conductor can tell
 FROM_HERE = re.compile(r"Traceback|File \"|\.py\b.*line|(?<![\w.])/(tmp|work|usr|home|root|var|proc)\b")
-NEITHER = {"scratch", "looks"}
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +204,7 @@ def codes_in_use() -> set[str]:
 
 
 def test_every_code_has_a_file_and_every_promised_code_is_in_use() -> None:
-    shown = {row.code for row in FAILS} | set(PROGRAMS) | {*SECTION, "BAD_ENVELOPE"}
+    shown = {row.code for row in FAILS} | set(PROGRAMS) | {*BY_CONDUCTOR, "BAD_ENVELOPE"}
     used = codes_in_use()
     assert not used - shown, "a code without a row in tests/files_that_fail.py"
     assert not PROMISED - shown, "a promised code without a row"
@@ -218,3 +217,44 @@ def test_every_code_is_explained_in_the_documentation() -> None:
     assert set(told) == codes_in_use()
     for row in FAILS:
         assert row.severity in told[row.code], row.code
+
+
+# ---- the example of the documentation ----
+
+EXAMPLE = REPO / "docs" / "examples" / "own_parse_intent.py"
+
+
+@pytest.mark.parametrize(
+    ("data", "hints", "edits", "status", "names"),
+    [
+        ("uploads/t.csv", {"target": "y"}, {}, "OK", "y is to be predicted"),
+        ("uploads/t.csv", {}, {}, "NEEDS_INPUT", "Which column"),
+        ("uploads/t.csv", {"target": "zorg"}, {"target": "x"}, "OK", "x is to be predicted"),
+        ("nothing.csv", {"target": "y"}, {}, "FAILED", "cannot be found"),
+    ],
+)
+def test_the_example_keeps_the_contract(
+    tmp_path: Path, data: str, hints: dict[str, Any], edits: dict[str, Any], status: str, names: str
+) -> None:
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "t.csv").write_text("x,y\n1,a\n2,b\n")
+    run_of = project_pb2.ProjectRun(run_id="r", data=data, objective="anything")
+    run_of.options.hints.update(hints)
+    call = event_pb2.StageCall(run=run_of, stage_id=project_pb2.STAGE_PARSE_INTENT, attempt=1, project_id="p")
+    call.edits.update(edits)
+    (tmp_path / "envelope.json").write_bytes(stage_result.envelope(call, ["/nowhere"]))
+    command = [sys.executable, "-I", "-S", str(EXAMPLE), "envelope.json"]
+    left = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20)
+    assert json.loads(left.stdout)["event"] == "progress" and not left.stderr
+    text = (tmp_path / "parse-intent" / "result.json").read_bytes()
+    outcome, error = stage_result.read(call, "task", text, left.returncode)
+    assert names in outcome.summary
+    assert outcome.needs_input == (status == "NEEDS_INPUT") and (error is not None) == (status == "FAILED")
+    if status != "FAILED":
+        described = outcome.artifacts[0]
+        content = (tmp_path / "parse-intent" / described.name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == described.sha256
+    if status == "OK":
+        found = json.loads(text)["result"]
+        ours = work_here(parse_intent.work, tmp_path, "PARSE_INTENT", data=data, hints={"target": "y"}).result
+        assert set(ours) == set(found), "what later stages read is there"

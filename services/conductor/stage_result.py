@@ -260,10 +260,11 @@ def path_of(file: project_pb2.RunArtifact) -> str:
 
 def chosen_data(call: event_pb2.StageCall) -> Sequence[project_pb2.DataUpload]:
     """Returns the uploaded data that a stage may read: while data is chosen, all that the run or a person named."""
-    named = {call.run.data, *(str(decision.edits.fields["data"].string_value) for decision in call.run.decisions)}
+    named = {call.run.data, *(_string(decision.edits, edits.DATA_FIELD) for decision in call.run.decisions)}
     named.add(_string(call.edits, edits.DATA_FIELD))
     return [upload for upload in call.uploads if f"{edits.UPLOADS}{upload.name}" in named]
 
 
 def _string(values: struct_pb2.Struct, key: str) -> str:
+    # To look up what is not there would put it there (protobuf's maps), and the call would be another one.
     return values.fields[key].string_value if key in values.fields else ""

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,12 @@ DELIMITERS = (",", ";", "\t", "|")
 MAX_CELL = 1024 * 1024  # characters
 SHOWN = 5  # names in a message
 TRUE, FALSE = "true", "false"
+WHOLE = r"[+-]?\d+"
+GROUPED = r"[+-]?[1-9]\d{0,2}(\%s\d{3})+"  # 1.234.567: with one separator it may as well be a fraction
+NUMBER = {  # the sign before a fraction → a number
+    ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"),
+    ",": re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?"),
+}
 
 
 class Unusable(Exception):
@@ -126,8 +133,29 @@ def known(frame: pd.DataFrame, schema: Mapping[str, Any]) -> pd.DataFrame:
     extra = [name for name in frame.columns if name not in columns]
     if extra:
         print(f"note: not known to the model, so left out: {listed(extra)}", file=sys.stderr)
-    typed = {name: cast(frame[name], columns[name], schema["reading"]) for name in there}
+    reading = {**schema["reading"], "decimal": decimal_of(frame[there], columns, schema["reading"]["decimal"])}
+    typed = {name: cast(frame[name], columns[name], reading) for name in there}
     return pd.DataFrame(typed, index=frame.index)
+
+
+def decimal_of(frame: pd.DataFrame, columns: Mapping[str, Mapping[str, Any]], usual: str) -> str:
+    """Returns the sign before a fraction in this file: the training data's, unless every number that tells says another.
+
+    Read with the wrong one 1.5 would be 15. A number such as 1.234 tells nothing: it may be 1234.
+    """
+    other = "," if usual == "." else "."
+    tells = {sign: re.compile(rf"{WHOLE}\{sign}\d+") for sign in (usual, other)}
+    either = {sign: re.compile(GROUPED % sign) for sign in tells}
+    told = dict.fromkeys(tells, False)
+    for name in frame.columns:
+        if columns[name]["type"] in ("int", "float") and frame[name].dtype.kind not in "biuf":
+            for text in {str(value).strip() for value in frame[name].tolist()}:
+                for sign in tells:
+                    told[sign] |= bool(tells[sign].fullmatch(text)) and not either[sign].fullmatch(text)
+    if told[usual] or not told[other]:
+        return usual
+    print(f"note: fractions are written with {other!r} in this file, and were with {usual!r} before", file=sys.stderr)
+    return other
 
 
 def cast(cells: "pd.Series[Any]", column: Mapping[str, Any], reading: Mapping[str, Any]) -> "pd.Series[Any]":
@@ -158,14 +186,9 @@ def cast(cells: "pd.Series[Any]", column: Mapping[str, Any], reading: Mapping[st
 
 def number(text: str | None, decimal: str) -> float:
     """Returns the number a cell says, NaN for none."""
-    if text is None or "_" in text:
+    if text is None or not NUMBER[decimal].fullmatch(text):
         return float("nan")
-    if decimal == ",":
-        text = text.replace(".", "").replace(",", ".")
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+    return float(text.replace(".", "").replace(",", ".") if decimal == "," else text)
 
 
 def read(path: Path, schema: Mapping[str, Any]) -> pd.DataFrame:

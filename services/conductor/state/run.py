@@ -213,7 +213,6 @@ def to_begin(state: State, scope: task_pb2.Scope) -> Sequence[Effect]:
         uploads=state.uploads,
         project_id=state.project_id,
     )
-    call.run.ClearField("programs")
     request = conductor_pb2.ExecuteRequest(
         objective=run.objective,
         output_mode=task_pb2.OUTPUT_MODE_STAGE,
