@@ -184,8 +184,8 @@ def _parts(
         moments = _moments(table, cut.column, profile).iloc[used]
         return split_by_time(used, table.rows, moments, cut.share, cut.folds)
     together: list[npt.NDArray[Any]] = []
-    hashes = _hashes(table, plan)
-    if hashes is not None and len(np.unique(hashes)) < len(hashes) and not ordinary(hashes):
+    hashes, combinations = _hashes(table, plan)
+    if hashes is not None and len(np.unique(hashes)) < len(hashes) and not ordinary(hashes, combinations):
         together.append(hashes[used])
     if cut.kind == "GROUP" and cut.column:
         together.append(pd.factorize(table.column(cut.column), use_na_sentinel=False)[0][used])
@@ -201,12 +201,15 @@ def _moments(table: Table, name: str, profile: Mapping[str, Any]) -> "pd.Series[
     return dates(values, column["parse"]) if column["role"] == "DATETIME" else values
 
 
-def _hashes(table: Table, plan: Mapping[str, Any]) -> Hashes | None:
-    """Returns a hash of what the model will see of each row, and its answer."""
+def _hashes(table: Table, plan: Mapping[str, Any]) -> tuple[Hashes | None, float]:
+    """Returns a hash of what the model will see of each row, and its answer; and how many there could be of them."""
     hashes: Hashes | None = None
+    combinations = 1.0
     for name in (*plan["features"], plan["target"]):
-        hashes = mixed(hashes, table.column(name))
-    return hashes
+        values = table.column(name)
+        hashes = mixed(hashes, values)
+        combinations *= values.nunique(dropna=False)
+    return hashes, combinations
 
 
 def _refuse_empty(parts: Parts, target: "pd.Series[Any]", plan: Mapping[str, Any]) -> None:

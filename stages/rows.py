@@ -21,7 +21,8 @@ ORDERED = 0.99  # of neighbours are in order
 COMMON = 0.5  # share of copies from which they are ordinary: few columns with few levels
 WHO = "patient|subject|customer|client|user|person|member|household|family|session|student|school|account|device"
 WHO += "|player|employee|donor|animal|participant|respondent|individual|case|mother|child|store|shop|hospital"
-GROUP = re.compile(rf"({WHO})s?( ?(id|no|nr|number|code|key|name|index))?|(group|cluster|household) ?id")
+WHO += "|chick|rat|mouse|dog|cat|cow|pig|tree|plant|litter|baby|driver|worker|firm"
+GROUP = re.compile(rf"({WHO})s?( ?(id|no|nr|number|code|key|name|index))?|((group|cluster|household) ?)?(uu|u)?id")
 
 
 def mixed(so_far: Hashes | None, values: Series) -> Hashes:
@@ -35,20 +36,25 @@ def copies(hashes: Hashes) -> int:
     return len(hashes) - len(np.unique(hashes))
 
 
-def ordinary(hashes: Hashes) -> bool:
-    """Returns whether copies are so common that they are no mistake: rows of a few columns with a few levels."""
-    return copies(hashes) > COMMON * len(hashes)
+def ordinary(hashes: Hashes, combinations: float) -> bool:
+    """Returns whether copies are so common that they are no mistake: rows of a few columns with a few levels.
+
+    Args:
+        combinations: how many different rows the levels of the columns could make. When those are more than the rows
+            there are, chance does not repeat most of them: somebody copied them.
+    """
+    return combinations <= len(hashes) and copies(hashes) > COMMON * len(hashes)
 
 
-def duplicates(hashes: Hashes) -> Issue | None:
-    """Returns what there is to say about copies of rows."""
+def duplicates(hashes: Hashes, combinations: float) -> Issue | None:
+    """Returns what there is to say about copies of rows; `combinations` as in `ordinary`."""
     count = copies(hashes)
     if not count:
         return None
     text = (
         f"{counted(count, 'row')} ({share(count, len(hashes))}) repeat an earlier row in every column but identifiers."
     )
-    if ordinary(hashes):
+    if ordinary(hashes, combinations):
         text += " With so few different rows that is ordinary; they are kept and split like all others."
         return Issue("DUPLICATE_ROWS", "INFO", text, count=count)
     seen = pd.Series(hashes).duplicated()

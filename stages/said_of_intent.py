@@ -134,12 +134,21 @@ def actions(intent: Intent, columns: Sequence[Known]) -> list[Action]:
         offered.append(target_action(names, first, intent.target, required="target" in intent.asks))
     offered.append(Action("goal", "Predict new rows, or explain?", "CHOOSE", "goal", GOALS, intent.goal))
     ask_task = "task" in intent.asks
-    offered.append(Action("task", "What kind of answer?", "CHOOSE", "task", TASKS, intent.task, required=ask_task))
+    kinds = _kinds(intent, columns)
+    offered.append(Action("task", "What kind of answer?", "CHOOSE", "task", kinds, intent.task, required=ask_task))
     metrics = BY_TASK[intent.task] if intent.task else tuple(dict.fromkeys(sum(BY_TASK.values(), ())))
     offered.append(Action("metric", "Measured by", "CHOOSE", "metric", metrics, intent.metric))
     budget = Action("budget", "Seconds to learn", "EDIT", "budget_s", (), intent.budget_s, 1, MAX_BUDGET_S)
     offered += [budget, *_about_columns(intent, columns)]
     return [*offered, Action("abort", "End the run", "ABORT")]
+
+
+def _kinds(intent: Intent, columns: Sequence[Known]) -> tuple[str, ...]:
+    """Returns the kinds of answer that the target can have, as far as the beginning of the table shows."""
+    target = next((column for column in columns if column.name == intent.target), None)
+    if target is None or target.different <= 2:  # more values may follow
+        return TASKS
+    return tuple(task for task in TASKS if task != "binary" or task == intent.task)
 
 
 def _about_columns(intent: Intent, columns: Sequence[Known]) -> list[Action]:

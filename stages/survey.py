@@ -27,6 +27,7 @@ class Survey:
         sample: positions of the sampled rows, in order.
         looks: by column, in the order of the table.
         hashes: of the rows, identifiers and columns left out; None when no column counts.
+        combinations: how many different rows the levels of those columns could make.
         kept: the sampled rows of every column; their index says which.
         marks: whole columns of dates, to see whether they are in order.
     """
@@ -37,6 +38,7 @@ class Survey:
     bytes: int = 0
     looks: dict[str, Look] = field(default_factory=dict)
     hashes: Hashes | None = None
+    combinations: float = 1.0
     kept: dict[str, Series] = field(default_factory=dict)
     marks: dict[str, Series] = field(default_factory=dict)
 
@@ -92,6 +94,7 @@ class Table:
             found.kept[name] = values.iloc[sample]
             if seen.role not in ("ID", "CONSTANT") and name not in without:
                 found.hashes = mixed(found.hashes, values)
+                found.combinations *= seen.unique + bool(seen.missing)
             if seen.role == "DATETIME":
                 found.marks[name] = values
         return found

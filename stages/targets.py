@@ -116,6 +116,8 @@ def _task(
     found: Look, options: tuple[Task, ...], said: str | None, wanted: str | None, why_wanted: str
 ) -> tuple[Task | None, str]:
     name = quoted(found.name)
+    if wanted == "multiclass" and "regression" in options and _too_many(found.unique, found.filled):
+        wanted = None  # it was taken for words: numbers with signs in them look like such
     for choice, why in ((said, "you chose so"), (wanted, why_wanted)):
         for option in options:
             if choice == option:
@@ -128,6 +130,10 @@ def _task(
     if whole and found.unique <= WHOLE_LEVELS:
         return None, f"{name} holds {found.unique} different whole numbers: they may be classes or amounts."
     return "regression", f"{name} holds numbers, {found.unique:,} different ones"
+
+
+def _too_many(classes: int, rows: int) -> bool:
+    return classes == rows or classes > max(MANY_CLASSES, rows / 2)
 
 
 def _is_number(text: str) -> bool:
@@ -192,7 +198,7 @@ def _classes(found: Look, given: "pd.Series[Any]", task: Task, why: str, positiv
     )
     values = words(given, parse)
     counts = values.value_counts()
-    if len(counts) == counts.sum() or len(counts) > max(MANY_CLASSES, counts.sum() / 2):
+    if _too_many(len(counts), int(counts.sum())):
         raise _unique_per_row(found, f"{counted(len(counts), 'different value')} in {counted(found.filled, 'row')}")
     classes = {str(name): int(counts[name]) for name in sorted(counts.index)}
     sizes = sorted(classes.values())

@@ -61,7 +61,7 @@ def _identifier(look: Look) -> Iterator[Issue]:
 
 
 def _of_rows(survey: Survey, target: Target | None) -> Iterator[Issue]:
-    found = None if survey.hashes is None else duplicates(survey.hashes)
+    found = None if survey.hashes is None else duplicates(survey.hashes, survey.combinations)
     if found:
         yield found if survey.lines_known else replace(found, row=None)
     group = group_of(look for look in survey.looks.values() if target is None or look.name != target.column)

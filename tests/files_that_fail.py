@@ -137,7 +137,13 @@ FAILS = (
     Fails(
         "TARGET_NOT_FOUND", INTENT, said("predict zorgness"), names=("zorgness", "species"), better={"target": "bill"}
     ),
-    Fails("BAD_EDIT", INTENT, upload(SPECIES, objective="predict species", edits={"task": "fly"}), names=("task",), better={"task": "multiclass"}),
+    Fails(
+        "BAD_EDIT",
+        INTENT,
+        upload(SPECIES, objective="predict species", edits={"task": "fly"}),
+        names=("task",),
+        better={"task": "multiclass"},
+    ),
     Fails("TARGET_AMBIGUOUS", INTENT, said("predict island and species"), "WARN", ("island", "species")),
     Fails("TASK_AMBIGUOUS", INTENT, upload(LEVELS, objective="predict stars"), "WARN", ("stars",), {"column": "stars"}),
     Fails("NOT_UNDERSTOOD", INTENT, said("predict species without zorgness"), "WARN", ("zorgness",)),

@@ -243,7 +243,7 @@ def test_the_call_of_a_stage_has_all_it_needs() -> None:
     assert isinstance(effect, SubmitStage)
     call = effect.stage
     assert (call.stage_id, call.attempt, call.project_id, call.run.data) == (2, 1, "p", "uploads/a.csv")
-    assert call.program.argv == ["p"] and not call.run.programs and call.uploads[0].upload_id == "u"
+    assert call.program.argv == ["p"] and len(call.run.programs) == 8 and call.uploads[0].upload_id == "u"
     assert [file.name for file in call.run.artifacts] == ["a"] and len(call.run.decisions) == 1
     assert effect.request.output_mode == task_pb2.OUTPUT_MODE_STAGE and effect.request.project_id == "p"
 

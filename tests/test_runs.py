@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from conductor.v1 import conductor_pb2, project_pb2, report_writer_pb2, task_pb2
 
 from services.common.errors import Reason
 from services.conductor.machines import MACHINES
+from services.conductor.retention import sweep
 from tests.conftest import Running, until
 from tests.runs_at_hand import (
     Places,
@@ -519,3 +521,33 @@ async def test_uploads_and_starts_are_refused_by_their_reasons(running: Running)
         await running.stub.UploadData(iter([request]))
     assert reason_of(caught.value) == Reason.ERROR_REASON_UPLOAD_REFUSED
     assert not report_writer_pb2.Artifact().HasField("error") and await running.events() == []
+
+
+async def test_what_a_run_does_is_done_on_behalf_of_whoever_asked(running: Running, project: Project) -> None:
+    await project.start(pass_gates=[1], scope=task_pb2.Scope(user_id="ada", desktop_id="desk"))
+    await project.gate("DATA_SOURCE")
+    events = await running.events()
+    assert {(event.scope.user_id, event.scope.desktop_id) for event in events} == {("ada", "desk")}
+    await project.confirm(scope=task_pb2.Scope(user_id="bob"))
+    state = await project.gate("PROFILE_DATA")
+    assert [(d.by_itself, d.user_id) for d in state.run.decisions] == [(True, ""), (False, "bob")]
+    assert {event.scope.user_id for event in (await running.events())[len(events) :]} == {"bob"}
+
+
+async def test_a_run_goes_on_when_its_ended_tasks_are_kept_no_more(
+    running: Running, places: Places, project: Project
+) -> None:
+    await project.start()
+    await project.gate("PARSE_INTENT")
+    await project.confirm()
+    await project.gate("DATA_SOURCE")
+    gone = [count async for count in sweep(running.store, time.time_ns())]
+    assert sum(gone) == 2
+    [room] = places.rooms()
+    shutil.rmtree(room / "parse-intent")
+    await project.confirm()
+    state = await project.gate("PROFILE_DATA")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await file_of(running, stage_of(state, "PARSE_INTENT").task_id, "result.json")
+    assert reason_of(caught.value) == Reason.ERROR_REASON_TASK_NOT_FOUND
+    await check_replay(running, project)

@@ -238,7 +238,7 @@ def test_the_example_keeps_the_contract(
 ) -> None:
     (tmp_path / "uploads").mkdir()
     (tmp_path / "uploads" / "t.csv").write_text("x,y\n1,a\n2,b\n")
-    run_of = project_pb2.ProjectRun(run_id="r", data=data, objective="anything")
+    run_of = project_pb2.Run(run_id="r", data=data, objective="anything")
     run_of.options.hints.update(hints)
     call = event_pb2.StageCall(run=run_of, stage_id=project_pb2.STAGE_PARSE_INTENT, attempt=1, project_id="p")
     call.edits.update(edits)
