@@ -9,19 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages import preparing
 from stages.preparing import TEXT_DIMENSIONS
 
 START_S = 3.5  # loading the libraries and the table
 CLOSE_S = 1.5  # choosing, drawing, writing the model
 BASE_MB = 260.0  # the libraries
 DATE_COLUMNS = 6  # a moment becomes so many numbers
+CURVE_COLUMNS = 6  # and so many more, for a linear model that may bend
 LEAST_LEAF = 20  # rows in a leaf
 
 # Encoding, seconds a row: a number, a category, a moment, a text (counted in n-grams and reduced).
 NUMBER_S, CATEGORY_S, DATE_S, TEXT_S = 2.5e-7, 1.5e-6, 3e-6, 2e-5
 ENCODE_S = 0.04  # whatever the rows
 LINEAR_S = 3e-7  # a row, a column, an output
-STEP_S, SPLIT_S, CELL_S = 5e-4, 4e-6, 6e-9  # boosting: a tree; a leaf and column of it; a row and column of it
+STEP_S, SPLIT_S, CELL_S = 5e-4, 5e-6, 9e-9  # boosting: a tree; a leaf and column of it; a row and column of it
 TREE_S, SORT_S = 7e-4, 3.5e-8  # a random tree; a row and column of it, times log2 of the rows
 CATBOOST_CELL_S = 1.2e-7  # a round, a row, a column
 PREDICT_SHARE = 0.1  # of the fit, for the rows of a fold
@@ -64,7 +66,8 @@ def shape_of(plan: Mapping[str, Any]) -> Shape:
     classes = len(plan.get("classes") or ())
     outputs = classes if plan["task"] == "multiclass" else 1
     found = Shape(rows=plan["split"]["n_train"], **counts, wide=0, outputs=outputs)
-    wide = max(int(plan.get("features_est") or 0), found.tree_columns)
+    curves = CURVE_COLUMNS * len(preparing.curved(plan))
+    wide = max(int(plan.get("features_est") or 0), found.tree_columns) + curves
     return Shape(rows=found.rows, **counts, wide=wide, outputs=outputs)
 
 

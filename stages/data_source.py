@@ -117,7 +117,7 @@ def _read(
     if len(json.dumps(result, ensure_ascii=False).encode()) > MAX_TOLD_BYTES:
         raise too_large(source.name, "has column names that are too long all together")
     return Result(
-        told.summary(source, read),
+        told.summary(source, table, read),
         result,
         told.actions(name, source, table, read, options, found),
         told.issues(source, table, read),

@@ -15,6 +15,7 @@ from stages.intent import Intent, understand
 from stages.intent_target import MOST_LABELS, Known
 from stages.places import Places
 from stages.reading import Look, look
+from stages.shown import plain
 from stages.typed import column_of, decimal_of
 
 SEEN_BYTES = MIB  # of a text file: enough to tell the types of columns and the values of classes
@@ -28,7 +29,14 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     columns = known_columns(seen) if seen else []
     try:
         given = said_by.checked(envelope.hints, "hints") | said_by.checked(envelope.edits, "edits")
-        intent = understand(envelope.objective, given, columns)
+        try:
+            intent = understand(envelope.objective, given, columns)
+        except Failed as failed:
+            if failed.issue.code != "TARGET_NOT_FOUND" or seen is None or seen.sheets < 2:
+                raise
+            # It may be on another sheet, which is chosen in the next stage.
+            intent, columns = understand(envelope.objective, given, []), []
+            issues.append(_elsewhere(seen, failed))
         said_by.check_columns(given, [column.name for column in columns])
     except Failed as failed:
         taken = {action.field for action in failed.actions}
@@ -58,6 +66,11 @@ def _seen(envelope: Envelope, room: Room) -> tuple[str, Look | None, list[Issue]
         code = error.issue.code if isinstance(error, Failed) else "UNREADABLE_FILE"
         text = f"The table was not looked at: {error}" if isinstance(error, Failed) else "The table cannot be read."
         return name, None, [Issue(code, "WARN", text, suggestion="The next stage tells what can be done.")]
+
+
+def _elsewhere(seen: Look, failed: Failed) -> Issue:
+    text = f"{failed} Only the sheet {plain(seen.sheet)} was looked at, of {seen.sheets}."
+    return Issue("TARGET_NOT_FOUND", "WARN", text, suggestion="Choose another sheet in the next stage.")
 
 
 def known_columns(seen: Look) -> list[Known]:

@@ -11,6 +11,7 @@ from stages.wording import counted, quoted
 Action: TypeAlias = Literal["KEEP", "DROP", "PARSE_DATE", "PARSE_NUMBER", "ENCODE_TEXT", "CATEGORY"]
 ACTIONS = get_args(Action)
 DATE_PARTS = 7  # columns a date becomes, about
+ONE_WORD = 1.5  # words of a value, on average, below which many levels are codes, with nothing to read in them
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Step:
     def to_json(self) -> dict[str, Any]:
         """Returns it for `result`."""
         step: dict[str, Any] = {"column": self.column, "role": self.role, "action": self.action, "reason": self.reason}
-        optional = {"issue": self.issue, "parse": dict(self.parse)}
+        many = self.action == "CATEGORY" and self.levels > MANY_LEVELS
+        optional = {"issue": self.issue, "parse": dict(self.parse), "many": many}
         optional["original"] = "" if self.original == self.column else self.original
         return step | {key: value for key, value in optional.items() if value}
 
@@ -49,7 +51,7 @@ class Step:
             return DATE_PARTS
         if self.action == "ENCODE_TEXT":
             return TEXT_DIMENSIONS
-        return max(1, self.levels) if self.action == "CATEGORY" else 1
+        return min(max(1, self.levels), MANY_LEVELS) if self.action == "CATEGORY" else 1
 
 
 class Proposal:
@@ -92,12 +94,13 @@ def _usual(column: Mapping[str, Any]) -> Step:
     name, role, parse = column["name"], column["role"], column["parse"]
     ways = tuple(_ways(column))
     first: Action = ways[0]
+    many = column["unique"] > MANY_LEVELS
     reasons = {
         "KEEP": "Numbers are taken as they are.",
         "PARSE_NUMBER": "The texts are read as numbers.",
         "PARSE_DATE": "Dates are taken apart into year, month, day and day of the week.",
         "ENCODE_TEXT": f"The texts are told apart by the pieces of words in them, as {TEXT_DIMENSIONS} numbers.",
-        "CATEGORY": f"{counted(column['unique'], 'different value')}, each by itself.",
+        "CATEGORY": f"{counted(column['unique'], 'different value')}, each by itself{', rare ones together' * many}.",
         "DROP": "",
     }
     shown_role = role
@@ -118,8 +121,8 @@ def _ways(column: Mapping[str, Any]) -> Iterator[Action]:
     elif role == "NUMERIC" or "decimal" in parse:
         yield "PARSE_NUMBER"
     elif role == "TEXT" or many:
-        yield "ENCODE_TEXT"
-        yield "CATEGORY"
+        coded = role != "TEXT" and column["stats"].get("words", 1.0) < ONE_WORD
+        yield from ("CATEGORY", "ENCODE_TEXT") if coded else ("ENCODE_TEXT", "CATEGORY")
         return
     if role not in ("DATETIME",):
         yield "CATEGORY"

@@ -177,12 +177,17 @@ def _chunks(rows: Iterator[list[str]]) -> Iterator[tuple[list[list[str]], int]]:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The beginning of a table: names, some rows as text, and about how many rows the file has."""
+    """The beginning of a table: names, some rows as text, and about how many rows the file has.
+
+    `sheet` is the one of a workbook that was looked at, `sheets` how many it has; "" and 0 for other files.
+    """
 
     names: list[str]
     rows: list[list[str]]
     rows_estimate: int
     bytes: int
+    sheet: str = ""
+    sheets: int = 0
 
 
 def look(path: Path, most_bytes: int = LOOK_BYTES, most_rows: int = LOOK_ROWS) -> Look:
@@ -197,7 +202,7 @@ def look(path: Path, most_bytes: int = LOOK_BYTES, most_rows: int = LOOK_ROWS) -
     if kind == "xlsx" and not packing:
         sheet = read_workbook(path, options)
         rows = [row for row, _ in zip(sheet.rows(), range(most_rows), strict=False)]
-        return Look(safe_names(sheet.names)[0], rows, len(rows), size)
+        return Look(safe_names(sheet.names)[0], rows, len(rows), size, sheet.sheet, len(sheet.sheets))
     whole = len(head) < most_bytes
     text = decoded_start(head, whole)
     names, rows = first_rows(text, options) if kind == "csv" else first_objects(text, kind)

@@ -18,7 +18,7 @@ from stages.judging import Case, Draw, Judged, calibration, guessing, judge, met
 from stages.shown import plain
 from stages.thresholds import DEFAULT, LEAST, MOST, Choice, suggested, table_of
 from stages.trial import LOOKS, Trial, load, look
-from stages.verdict import NAMES, Ruling, badly_calibrated, rule
+from stages.verdict import NAMES, Ruling, badly_calibrated, one_sided, rule
 from stages.wording import quoted
 
 MAX_EFFECTS = 5
@@ -49,6 +49,7 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     effects = _effects(trial, frame, measured, envelope.seed)
     progress.tell(80, "drawing", always=True)
     table = table_of(trial, room)
+    silent = one_sided(trial, case, suggested(table)) if ruling.verdict != "SAME_AS_BASELINE" else None
     result: dict[str, Json] = {
         "test": {"metric": trial.metric, **_figure(found.metrics[trial.metric]), "n": len(truth)},
         "higher_better": trial.higher_better,
@@ -63,15 +64,16 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
         "threshold": _threshold_json(trial, threshold, table),
         "verdict": ruling.verdict,
         "verdict_words": ruling.words,
-        "caveats": [*ruling.caveats, *filter(None, [_calibration_caveat(trial, case)])],
+        "caveats": [*([silent.message] if silent else []), *ruling.caveats, *_calibration_caveat(trial, case)],
         "accepted": accepted,
         "opened": {"rows": len(truth), "rows_sha256": looks.rows_sha256, "model_sha256": trial.model_sha256}
         | {"models_judged": looks.models, "thresholds_looked_at": looks.thresholds},
     }
     artifacts = _draw(room, trial, case, measured, effects)
-    summary = _summary(ruling, measured)
+    summary = _summary(ruling, measured, silent)
     actions = _actions(trial, ruling, measured, table, threshold, accepted=accepted)
-    return Result(summary, result, actions, _issues(ruling, chosen, looks.thresholds), artifacts)
+    issues = [*_issues(ruling, chosen, looks.thresholds), *([silent] if silent else [])]
+    return Result(summary, result, actions, issues, artifacts)
 
 
 def _threshold(choices: Choices, trial: Trial) -> float | None:
@@ -157,8 +159,9 @@ def _residuals(trial: Trial, case: Case) -> dict[str, Json]:
     return {"mean": _tidy(error.mean()), "sd": _tidy(error.std()), **within, "worst": rows}
 
 
-def _calibration_caveat(trial: Trial, case: Case) -> str:
-    return badly_calibrated(calibration(case).ece) if trial.is_classes else ""
+def _calibration_caveat(trial: Trial, case: Case) -> list[str]:
+    text = badly_calibrated(calibration(case).ece) if trial.is_classes else ""
+    return [text] if text else []
 
 
 def _figure(found: Judged) -> dict[str, Json]:
@@ -202,11 +205,12 @@ def _draw(room: Room, trial: Trial, case: Case, measured: Measured, effects: Seq
     return [*made, Artifact(LOOKS, "application/json", "Which models the test rows were opened for")]
 
 
-def _summary(ruling: Ruling, measured: Measured) -> str:
+def _summary(ruling: Ruling, measured: Measured, silent: Issue | None) -> str:
     top = [quoted(each.column) for each in measured.columns[:3] if each.mean > each.sd]
     leans = f" It leans most on {', '.join(top)} (association, not cause)." if top else ""
     doubts = f" {ruling.caveats[0]}" if ruling.caveats else ""
-    return (ruling.words + leans + doubts)[:600]
+    alarm = f" {silent.message}" if silent else ""
+    return (ruling.words + alarm + leans + doubts)[:600]
 
 
 def _issues(ruling: Ruling, chosen: float | None, thresholds: int) -> list[Issue]:

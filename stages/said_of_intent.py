@@ -146,7 +146,7 @@ def actions(intent: Intent, columns: Sequence[Known]) -> list[Action]:
 def _kinds(intent: Intent, columns: Sequence[Known]) -> tuple[str, ...]:
     """Returns the kinds of answer that the target can have, as far as the beginning of the table shows."""
     target = next((column for column in columns if column.name == intent.target), None)
-    if target is None or target.different <= 2:  # more values may follow
+    if target is None or target.levels <= 2:  # more values may follow
         return TASKS
     return tuple(task for task in TASKS if task != "binary" or task == intent.task)
 

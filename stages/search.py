@@ -1,6 +1,7 @@
 """Tries candidates fold by fold within a budget, and keeps what each predicted for the rows it had not seen."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from stages.folding import Numbers, Rows
 from stages.scheduling import Bill
 
 OK, FAILED, SKIPPED = "OK", "FAILED", "SKIPPED_BUDGET"
-CACHED_BYTES = 192 * 2**20  # of encoded folds that are kept for the next candidates
+CACHED_BYTES = 256 * 2**20  # of encoded folds that are kept for the next candidates
 MAX_ERROR = 160  # characters of what a library said
 MS = 1000.0
 CALL_ROWS = 1_000  # what `predict_ms` is about: one call, with so many rows at most
@@ -91,13 +92,16 @@ class Search:
         self._shape = costs.shape_of(plan)
         self._bill = Bill(self._shape, len(self.parts), len(rows))
         self._cache: dict[tuple[str, int], Encoded] = {}
+        self._waiting: Counter[str] = Counter()  # candidates still to come, by the encoder they need
         self._done = self._total = 0
 
     def run(self, candidates: Sequence[Mapping[str, Any]]) -> list[Trial]:
         """Tries each of them; those of the portfolio's floor whatever the budget. Raises Failed with CANCELLED."""
         needed = {*portfolio.ALWAYS, _boosting(candidates)}
         self._total = len(candidates) * len(self.parts)
+        self._waiting = Counter(str(candidate["kind"]) for candidate in candidates)
         for place, candidate in enumerate(candidates):
+            self._waiting[candidate["kind"]] -= 1
             self.trials.append(self._try(candidate, candidate["id"] in needed))
             self._done = (place + 1) * len(self.parts)
         return self.trials
@@ -179,7 +183,8 @@ class Search:
             return Encoded(self.rows.x.iloc[learned], self.rows.x.iloc[judged], 0.0, 0.0)
         if (kind, place) not in self._cache:
             encoded = self._encode(candidate, learned, judged)
-            if encoded.bytes + sum(each.bytes for each in self._cache.values()) > CACHED_BYTES:
+            full = encoded.bytes + sum(each.bytes for each in self._cache.values()) > CACHED_BYTES
+            if full or not self._waiting[kind]:
                 return encoded
             self._cache[kind, place] = encoded
         return self._cache[kind, place]

@@ -83,7 +83,7 @@ def _decimal(levels: Series) -> str:
     if len(both):
         return "," if (both.str.rfind(",") > both.str.rfind(".")).mean() > HALF else "."
     if len(commas):
-        return "." if commas.str.contains(r"\d{1,3}(?:,\d{3})+(?!\d)", regex=True).all() else ","
+        return "." if commas.str.contains(r"(?<!\d)[1-9]\d{0,2}(?:,\d{3})+(?!\d)", regex=True).all() else ","
     return "," if len(dots) and dots.str.contains(r"\d\.\d{3}\.\d{3}(?!\d)", regex=True).all() else "."
 
 

@@ -68,11 +68,13 @@ def description(source: Source, table: Rows | None, read: Read) -> dict[str, Any
     }
 
 
-def summary(source: Source, read: Read) -> str:
+def summary(source: Source, table: Rows | None, read: Read) -> str:
     """Returns the table in two or three sentences."""
     kinds = Counter(column.type for column in read.columns)
     types = ", ".join(f"{count} of {KINDS[kind]}" for kind, count in kinds.most_common())
     text = f"{plain(source.name)} has {read.rows_of:,} rows and {len(read.names):,} columns: {types}."
+    if isinstance(table, SheetTable) and len(table.sheets) > 1:
+        text += f" Read was the sheet {plain(table.sheet)}, one of {len(table.sheets)}."
     if read.rows < read.rows_of:
         text += f" {read.rows:,} rows, spread evenly over the file, are used."
     if read.bad:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from stages import costs, folding, portfolio, scheduling, scoring
+from stages import costs, folding, portfolio, remembering, scheduling, scoring
 from stages.budget import Budget
 from stages.choices import Choices, bad
 from stages.choosing import Blender, Choice, Judged, choose, judged
@@ -49,7 +49,7 @@ def _work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     metric = scoring.METRICS[selected["metric"]["name"]]
     budget = Budget(selected["budget_s"])
     search = Search(rows, plan, metric, selected["folds"], budget, progress, envelope.seed)
-    search.run(tried)
+    _try(search, tried, room, remembering.key_of(room, plan, selected, envelope.seed))
     _usable(search.trials)
     blended = _blend(search, plan)
     models = judged(search.trials) + ([blended] if blended else [])
@@ -65,6 +65,13 @@ def _work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     _draw(room, result)
     issues = list(_issues(search, choice, result, selected, plan))
     return Result(_summary(result), result, list(_actions(result, models, selected)), issues, _artifacts())
+
+
+def _try(search: Search, candidates: Sequence[Mapping[str, Json]], room: Room, key: str) -> None:
+    """Tries the candidates, or takes what an earlier attempt with the same input found."""
+    search.trials = remembering.recalled(room, key, candidates)
+    if not search.trials and all(trial.status != FAILED for trial in search.run(candidates)):
+        remembering.remember(room, key, search.trials)
 
 
 def _again(selected: Mapping[str, Json], plan: Mapping[str, Json], budget_s: float) -> dict[str, Json]:

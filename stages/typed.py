@@ -26,7 +26,7 @@ _LONG = r"^[+-]?[0-9]{16,}$"
 _DAY = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _DATE = _DAY + r"([ T]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]+)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
 _COMMA = r"^[+-]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+)(,[0-9]+)?$"
-_COMMA_CELL = re.compile(r"[+-]?(\d+,(\d{1,2}|\d{4,})|\d{1,3}(\.\d{3})+,\d+)")  # 1,234 may also be thousands
+_COMMA_CELL = re.compile(r"[+-]?(\d+,(\d{1,2}|\d{4,})|0,\d+|\d{1,3}(\.\d{3})+,\d+)")  # 1,234 may also be thousands
 _POINT_CELL = re.compile(r"[+-]?\d+\.\d+")
 _EITHER_CELL = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # 1.234 may be thousands where others have a comma
 
@@ -49,7 +49,9 @@ def decimal_of(rows: Iterable[Sequence[str]]) -> str:
     for row in rows:
         for cell in row:
             commas += "," in cell and bool(_COMMA_CELL.fullmatch(cell.strip()))
-            points += "." in cell and bool(_POINT_CELL.fullmatch(cell.strip()) and not _EITHER_CELL.fullmatch(cell.strip()))
+            points += "." in cell and bool(
+                _POINT_CELL.fullmatch(cell.strip()) and not _EITHER_CELL.fullmatch(cell.strip())
+            )
     return "," if commas and not points else "."
 
 

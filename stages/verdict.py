@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.contract import Issue, Json
 from stages.effects import figure
-from stages.judging import Judged, Verdicts
+from stages.judging import Case, Judged, Verdicts
 from stages.shown import plain
 from stages.trial import Looks, Trial
 from stages.wording import counted, quoted, several, share
@@ -18,6 +18,7 @@ TELLS = 0.97  # strength (0 to 1, by PROFILE_DATA) of a column that all but tell
 FEW_ROWS = 100  # test rows; below it the interval is wide
 FEW_OF_CLASS = 10  # test rows of a class
 RARE = 0.1  # share of a class
+UNEVEN = 0.5  # of the share a class would have if all were alike: each of 40 is rare, and none of them unbalanced
 WIDE = 0.5  # an interval wider than this share of the lift is worth a word
 OFF = 2.0  # standard deviations between folds and test
 BADLY_CALIBRATED = 0.1  # mean gap between probability said and share come true
@@ -56,6 +57,8 @@ def spread(found: Judged) -> str:
     """Returns a figure with its interval."""
     if found.low is None or found.high is None:
         return f"{figure(found.value)} (too few rows for an interval)"
+    if found.low == found.high:
+        return f"{figure(found.value)} (the same in every resample of the rows, so without an interval)"
     return f"{figure(found.value)} (95 % interval {figure(found.low)} to {figure(found.high)})"
 
 
@@ -152,7 +155,7 @@ def _caveats(trial: Trial, found: Verdicts, looks: Looks, threshold: bool) -> li
         )
     if main.low is None or main.high is None:
         said.append("A class has so few test rows that the main figure has no interval.")
-    elif main.low == main.high:
+    elif main.low == main.high and found.lift.value > 0:
         said.append(
             "The interval has no width because no resample of the test rows did worse; with "
             f"{counted(rows, 'row')}, errors in up to about {figure(300 / max(3, rows))} % could still go unnoticed."
@@ -178,7 +181,7 @@ def _of_classes(trial: Trial) -> list[str]:
     if few:
         said.append(f"Fewer than {FEW_OF_CLASS} test rows are {several(few)}: what is said about it is uncertain.")
     rarest = int(counts.argmin())
-    if counts[rarest] < RARE * counts.sum():
+    if counts[rarest] < min(RARE, UNEVEN / len(counts)) * counts.sum():
         part = share(int(counts[rarest]), int(counts.sum()))
         said.append(
             f"The classes are unbalanced: {part} of the rows are {quoted(trial.classes[rarest])}. Accuracy flatters; "
@@ -224,6 +227,23 @@ def _of_profile(trial: Trial, profile: Mapping[str, Json]) -> list[str]:
         why = "; ".join(f"{counted(each['n'], 'row')}: {plain(str(each['reason']))}" for each in dropped[:3])
         said.append(f"Rows left out before the split: {why}.")
     return said
+
+
+def one_sided(trial: Trial, case: Case, best: float | None) -> Issue | None:
+    """Returns the warning about a model of two classes that calls all test rows the same, None when it does not.
+
+    It may still rank them well: then it is the threshold that is wrong.
+
+    Args:
+        best: the threshold that balances best on training rows, None when that is not known.
+    """
+    if trial.positive < 0 or len(np.unique(case.labels)) > 1:
+        return None
+    called, never = (quoted(trial.classes[number]) for number in (case.labels[0], 1 - case.labels[0]))
+    text = f"With the threshold {figure(case.threshold)} it calls every test row {called} and never says {never}."
+    other = f", for example {figure(best)}," if best is not None and best != case.threshold else ""
+    advice = f"Choose another threshold{other} or use the probabilities and not what it calls."
+    return Issue("IMBALANCE", "WARN", text, column=trial.plan["target"], suggestion=advice)
 
 
 def badly_calibrated(ece: float) -> str:

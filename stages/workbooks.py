@@ -17,6 +17,7 @@ from stages.shown import listed, plain
 MAX_WIDTH = 10_000  # columns
 EMPTY_END = 1000  # empty rows in a row after which a sheet is over: formats may reach to row 1,048,576
 LOOK_ROWS = 200
+TABLE_ROWS, TABLE_COLUMNS = 3, 2  # names and two rows, two columns: less is a note
 # What openpyxl raises at files that are damaged or not what they say.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -63,7 +64,7 @@ def read_workbook(path: Path, options: Options) -> SheetTable:
         failed = bad("sheet", f"There is no sheet {plain(options.sheet)}; there are {listed(sheets, 20)}.")
         failed.actions = (Action("sheet", "Which sheet?", "CHOOSE", "sheet", tuple(sheets)),)
         raise failed
-    sheet = options.sheet or _first_filled(path, sheets)
+    sheet = options.sheet or _first_table(path, sheets)
     head = [row for (_, row), _ in zip(_rows_of(path, sheet), range(LOOK_ROWS), strict=False)]
     if not head:
         raise Failed("NO_ROWS", f"The sheet {plain(sheet)} is empty.", suggestion="Choose another sheet or file.")
@@ -72,8 +73,15 @@ def read_workbook(path: Path, options: Options) -> SheetTable:
     return SheetTable(path, sheet, sheets, names, header, named)
 
 
-def _first_filled(path: Path, sheets: list[str]) -> str:
-    return next((sheet for sheet in sheets if next(_rows_of(path, sheet), None)), sheets[0])
+def _first_table(path: Path, sheets: list[str]) -> str:
+    """Returns the first sheet that is wide and long enough for a table, so not one of notes; else the first filled."""
+    filled = ""
+    for sheet in sheets:
+        head = [row for (_, row), _ in zip(_rows_of(path, sheet), range(TABLE_ROWS), strict=False)]
+        if len(head) == TABLE_ROWS and min(len(row) for row in head) >= TABLE_COLUMNS:
+            return sheet
+        filled = filled or (sheet if head else "")
+    return filled or sheets[0]
 
 
 def _sheet_names(path: Path) -> list[str]:

@@ -333,7 +333,7 @@ FAILS = (
     ),
     Fails("METRIC_UNKNOWN", SELECT, ready(SELECT, hints={"metric": "luck"}), "WARN", ("luck",)),
     Fails("BUDGET_CUT", SELECT, ready(SELECT, hints={"budget_s": 900}), "INFO", ("900",)),
-    Fails("BUDGET_TOO_SMALL", SELECT, ready(SELECT, rows=900_000, hints={"budget_s": 5}), "WARN", ("5 s",)),
+    Fails("BUDGET_TOO_SMALL", SELECT, ready(SELECT, rows=300_000, hints={"budget_s": 5}), "WARN", ("5 s",)),
     Fails("NO_ROWS", TRAIN, no_target, at={"column": "label"}, mend=ready(TRAIN)),
     Fails(
         "TRAINING_FAILED",

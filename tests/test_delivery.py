@@ -209,10 +209,10 @@ async def test_another_sha256_changes_nothing(process: Process, stub: Any, room:
 
 async def test_what_is_too_large_changes_nothing(process: Process, stub: Any, room: str) -> None:
     await write(stub, room, "f", b"old")
-    async with refusal("OVER_CAPACITY"):
+    async with refusal("COMMAND_LIMIT_EXCEEDED"):
         await write(stub, room, "f", bytes(8 * MIB + 1))
     await write(stub, room, "one", os.urandom(8 * MIB))
-    async with refusal("OVER_CAPACITY"):
+    async with refusal("COMMAND_LIMIT_EXCEEDED"):
         await write(stub, room, "two", os.urandom(8 * MIB))  # as the workspace would be too large
     assert sorted(below(process, room)) == ["work/f", "work/one"]
 

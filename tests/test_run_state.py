@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
-from services.common.errors import Reason, typed
+from services.common.errors import Reason, Refusal, typed
 from services.conductor.machines import MACHINES
 from services.conductor.protocol import (
     SECOND,
@@ -243,9 +243,61 @@ def test_the_call_of_a_stage_has_all_it_needs() -> None:
     assert isinstance(effect, SubmitStage)
     call = effect.stage
     assert (call.stage_id, call.attempt, call.project_id, call.run.data) == (2, 1, "p", "uploads/a.csv")
-    assert call.program.argv == ["p"] and len(call.run.programs) == 8 and call.uploads[0].upload_id == "u"
+    assert call.program.argv == ["p"] and len(call.run.programs) == 8 and call.run.uploads[0].upload_id == "u"
     assert [file.name for file in call.run.artifacts] == ["a"] and len(call.run.decisions) == 1
     assert effect.request.output_mode == task_pb2.OUTPUT_MODE_STAGE and effect.request.project_id == "p"
+
+
+def test_data_stays_what_it_was_when_the_run_was_told_of_it() -> None:
+    walk = Walk()
+    for name in ("a.csv", "b.csv"):
+        walk.do(RecordUpload(project_pb2.DataUpload(name=name, upload_id=f"{name}-1")))
+    choice = project_pb2.StageAction(kind=project_pb2.STAGE_ACTION_KIND_CHOOSE, field="data", options=["x"])
+    walk.do(start(data="uploads/a.csv"))
+    found = outcome()
+    found.actions.append(choice)
+    walk.ended(found)
+    walk.do(RecordUpload(project_pb2.DataUpload(name="a.csv", upload_id="a.csv-2")))
+    answer = confirm()
+    answer.edits.update({"data": "uploads/b.csv"})
+    walk.do(answer)
+    for number in range(30):
+        walk.do(RecordUpload(project_pb2.DataUpload(name=f"{number}.csv", upload_id="later")))
+    assert [upload.upload_id for upload in walk.state.run.uploads] == ["a.csv-1", "b.csv-1"]
+    assert len(walk.state.uploads) == 20
+
+
+def test_to_begin_a_stage_again_is_a_decision_on_record() -> None:
+    walk = Walk().do(start())
+    found = outcome()
+    found.actions.add(kind=project_pb2.STAGE_ACTION_KIND_EDIT, field="depth", minimum=1, maximum=9)
+    walk.ended(found).do(confirm())
+    back = move(1, message="deeper")
+    back.edits.update({"depth": 3})
+    back.scope.user_id = "ann"
+    walk.do(back)
+    decision = walk.state.run.decisions[-1]
+    assert (decision.stage_id, decision.begun_again, decision.reason, decision.user_id) == (1, True, "deeper", "ann")
+    assert decision.edits.fields["depth"].number_value == 3 and not decision.approved
+
+
+def test_what_is_chosen_again_and_again_does_not_grow_without_end() -> None:
+    walk = Walk().do(start())
+    found = outcome()
+    for number in range(40):
+        found.actions.add(kind=project_pb2.STAGE_ACTION_KIND_EDIT, field=f"f{number}")
+    for number in range(40):
+        walk.ended(found)
+        answer = conductor_pb2.ConfirmRequest(project_id="p", approved=False, reason="again")
+        answer.edits.update({f"f{number % 12}": "x" * 4000})
+        walk.do(answer)
+    assert walk.state.ByteSize() < 1024 * 1024
+    assert sum(decision.edits.ByteSize() for decision in walk.state.run.decisions) <= 256 * 1024
+    walk.ended(found)
+    for number in range(12, 16):
+        answer.edits.update({f"f{number}": "x" * 4000})
+    with pytest.raises(Refusal, match="all together"):
+        walk.do(answer)
 
 
 def test_unknown_uploads_are_no_data() -> None:

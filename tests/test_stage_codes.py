@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from services.conductor import stage_result
 from stages import bundling, export, judging, parse_intent, profile_data, review_edit
-from stages.contract import CONTRACT, MAX_SUMMARY, Action, Artifact, Failed, Issue, folder_of
+from stages.contract import CONTRACT, MAX_ISSUES, MAX_SUMMARY, Action, Artifact, Failed, Issue, folder_of
 from stages.smoke import Proof
 from tests.files_that_fail import FAILS, HEAD, PROGRAMS, PROMISED, TAIL, Fails
 from tests.tables_at_hand import REPO, work_here
@@ -152,6 +152,7 @@ def test_what_happens_to_a_program_is_told_by_it(code: str, tmp_path: Path) -> N
     issue = document["error"] if failed else document["warnings"][-1]
     assert (document["status"], issue["code"]) == ("FAILED" if failed else "OK", code)
     assert word in issue["message"] and "Traceback" not in json.dumps(document)
+    assert len(document["warnings"]) == (0 if failed else MAX_ISSUES)
     run(tmp_path, HEAD + "return Result('Done.', {})" + TAIL)
     assert json.loads((tmp_path / "train" / "result.json").read_text())["status"] == "OK", "another attempt goes on"
 
@@ -186,7 +187,7 @@ def told_by(path: Path) -> Iterator[str]:
             place = {"Issue": 0, "Failed": 0, "_failed": 1}.get(node.func.id, -1)
             if 0 <= place < len(node.args):
                 yield from texts_in(node.args[place])
-        if isinstance(node, ast.AnnAssign | ast.Assign) and "code" in ast.unparse(node).split("=")[0]:
+        if isinstance(node, ast.AnnAssign | ast.Assign) and ast.unparse(node).startswith("code = "):
             yield from texts_in(node.value)
 
 

@@ -110,7 +110,8 @@ def test_the_schedule_follows_from_the_budget_and_always_holds_three(tmp_path: P
 
 def test_a_budget_too_small_is_said_and_means_fewer_rows(tmp_path: Path) -> None:
     _laid(tmp_path, rows=2_000_000)
-    found = work_here(model_select.work, tmp_path, "MODEL_SELECT", edits={"budget_s": 8})
+    limits = Limits(mem_mb=4096)
+    found = work_here(model_select.work, tmp_path, "MODEL_SELECT", edits={"budget_s": 8}, limits=limits)
     assert [issue.code for issue in found.warnings] == ["BUDGET_TOO_SMALL"]
     assert found.result["rows"] < 2_000_000
     assert _tried(found.result) == ["dummy", "linear", "hgb-quick"]

@@ -176,6 +176,18 @@ def test_codes_of_categories_are_few_enough_for_boosting_and_come_first() -> Non
     assert model.fit(matrix, frame.zone > 4).score(matrix, frame.zone > 4) > 0.9
 
 
+def test_many_codes_are_numbers_for_trees_and_few_columns_for_a_line() -> None:
+    rows = 6_000
+    frame = pd.DataFrame({"code": [f"c{n * n % 5_003:04}" for n in range(rows)], "zone": np.arange(rows) % 9})
+    entry = {"column": "code", "role": "CATEGORY", "action": "CATEGORY", "many": True}
+    plan = {**PLAN, "features": ["zone", "code"], "plan": [*PLAN["plan"], entry]}
+    tree, line = (encoder(plan, kind).fit(prepare(frame, plan)) for kind in ("tree", "linear"))
+    seen = prepare(frame, plan)
+    assert tree.transform(seen).shape == (rows, 2) and categorical(plan) == [0]
+    assert 9 < line.transform(seen).shape[1] <= 9 + preparing.MANY_LEVELS
+    assert np.isnan(tree.transform(prepare(frame.head(1).assign(code=None), plan))[0, 1])
+
+
 def test_a_column_with_no_value_at_all_among_those_that_train_is_no_trouble() -> None:
     frame = known().assign(size=np.nan, colour=None, day=None, note=None)
     for kind in ("linear", "tree"):

@@ -74,6 +74,7 @@ def test_every_column_has_an_action_and_a_reason_in_words(tmp_path: Path) -> Non
         day=[f"2024-01-{n % 28 + 1:02}" for n in range(ROWS)],
         note=[f"a long remark number {n}" for n in range(ROWS)],
         code=[f"k{n % 60}" for n in range(ROWS)],
+        job=[f"chief maker {n % 60}" for n in range(ROWS)],
         unwanted=NOISE,
     )
     roles = {"id": "ID", "same": "CONSTANT", "empty": "CONSTANT", "price": "NUMERIC", "day": "DATETIME", "note": "TEXT"}
@@ -92,14 +93,16 @@ def test_every_column_has_an_action_and_a_reason_in_words(tmp_path: Path) -> Non
         "price": "PARSE_NUMBER",
         "day": "PARSE_DATE",
         "note": "ENCODE_TEXT",
-        "code": "ENCODE_TEXT",
+        "code": "CATEGORY",
+        "job": "ENCODE_TEXT",
         "unwanted": "DROP",
     }
+    assert [name for name, step in found.items() if step.get("many")] == ["code"]
     assert all(step["reason"] for step in found.values()) and "answer" not in found
     issues = {name: step["issue"] for name, step in found.items() if "issue" in step}
     expected = {"id": "ID_COLUMN", "same": "CONSTANT_COLUMN", "empty": "ALL_MISSING_COLUMN", "after": "LEAKAGE_SUSPECT"}
     assert issues == expected and {issue.column for issue in result.warnings} == set(expected)
-    assert result.result["features"] == ["size", "colour", "price", "day", "note", "code"]
+    assert result.result["features"] == ["size", "colour", "price", "day", "note", "code", "job"]
     assert "id" in result.summary and len(result.summary) <= 600
 
 

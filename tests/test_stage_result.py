@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -197,12 +198,31 @@ def test_a_deep_default_is_no_fault_of_ours() -> None:
 
 
 def test_absent_bounds_stay_absent_and_negative_ones_negative() -> None:
-    kinds = [{"kind": "EDIT", "minimum": -5}, {"kind": "EDIT", "minimum": None, "maximum": "x"}]
+    kinds = [
+        {"kind": "EDIT", "field": "a", "minimum": -5},
+        {"kind": "EDIT", "field": "b", "minimum": None, "maximum": "x"},
+    ]
     first, second = outcome_of(next_actions=kinds).actions
     assert first.minimum == -5 and not first.HasField("maximum")
     assert not second.HasField("minimum") and not second.HasField("maximum")
     [issue] = outcome_of(warnings=[{"code": "A", "row": None, "count": "many"}]).issues
     assert not issue.HasField("row") and not issue.HasField("count")
+
+
+def test_of_two_offers_of_a_field_the_first_holds() -> None:
+    kinds = [{"kind": "CHOOSE", "field": "a", "options": ["x"]}, {"kind": "EDIT", "field": "a"}, {"kind": "CONFIRM"}]
+    assert [action.kind for action in outcome_of(next_actions=[*kinds, {"kind": "CONFIRM"}]).actions] == [2, 1, 1]
+
+
+def test_a_program_that_prints_a_great_deal_costs_little() -> None:
+    lines = Lines("c", 0.5)
+    began = time.process_time()
+    for _ in range(16):
+        lines.add(b"\n" * LINE_BYTES + b"{x\n" * 1000)
+    assert time.process_time() - began < 1.0, "65,536 empty lines at once took a second each"
+    lines.add(b'{"event": "progress", "pct": 7}\n' + b"\n" * 1000)
+    piece = lines.take()
+    assert piece is not None and piece.stage.percent == 7
 
 
 def test_lists_and_texts_are_cut() -> None:
@@ -369,7 +389,8 @@ def test_what_is_no_progress_is_let_be() -> None:
 
 def test_uploads_that_a_stage_may_read_are_those_somebody_named() -> None:
     uploads = [project_pb2.DataUpload(name=name) for name in ("a.csv", "b.csv", "c.csv", "d.csv")]
-    asked = call(uploads=uploads)
+    asked = call()
+    asked.run.uploads.extend(uploads)
     asked.edits.update({"data": "uploads/b.csv"})
     decision = project_pb2.GateDecision(stage_id=project_pb2.STAGE_DATA_SOURCE)
     decision.edits.update({"data": "uploads/c.csv"})

@@ -22,6 +22,7 @@ from stages.budget import Budget, Late
 from stages.choosing import Blender, Judged, choose
 from stages.contract import CONTRACT, RESULT, Failed, Progress, Room, cpu_seconds
 from stages.folding import read
+from stages.remembering import KEPT, key_of, recalled, remember
 from stages.search import FAILED, OK, SKIPPED, Search, Trial
 from tests.tables_at_hand import REPO, leave, run_stage
 from tests.trained import FOLDS, numbers, prepared, selected, trained
@@ -227,6 +228,41 @@ def test_a_person_takes_another_model(tmp_path: Path) -> None:
     assert (result["chosen"]["id"], result["chosen"]["why"]) == ("hgb", "You chose hgb.")
     model = joblib.load(tmp_path / "train" / "model.joblib")
     assert "HistGradientBoosting" in type(model[-1]).__name__
+
+
+def test_another_model_costs_one_fit_and_no_second_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = trained(_laid(tmp_path)).result
+    asked: list[str] = []
+    monkeypatch.setattr(Search, "_fold", lambda _self, trial, *_: asked.append(trial.id))
+    again = trained(tmp_path, edits={"model": "hgb"}).result
+    assert not asked
+    assert again["leaderboard"] == before["leaderboard"]
+    unseen = pd.read_parquet(tmp_path / "train" / "oof.parquet")
+    assert len(unseen) == 180
+    assert again["chosen"]["id"] == "hgb"
+
+
+@pytest.mark.parametrize("change", ["seed", "split", "data", "candidates", "torn"])
+def test_what_an_earlier_attempt_found_is_not_used_for_anything_else(tmp_path: Path, change: str) -> None:
+    _laid(tmp_path)
+    plan, models = (
+        json.loads((tmp_path / stage / RESULT).read_text())["result"] for stage in ("preprocess", "model-select")
+    )
+    room = Room("TRAIN", tmp_path)
+    trial = Trial(models["candidates"][0], scores=[0.5], predicted=[np.zeros(3)], fit_s=[0.1], predict_ms=[1.0])
+    remember(room, key_of(room, plan, models, 0), [trial])
+    found = recalled(room, key_of(room, plan, models, 0), models["candidates"])
+    assert found[0].scores == [0.5] and np.array_equal(found[0].predicted[0], np.zeros(3))
+    files = {"split": "preprocess/split.parquet", "data": "data-source/data.parquet"}
+    if change in files:
+        path = tmp_path / files[change]
+        pd.read_parquet(path).iloc[::-1].to_parquet(path, index=False)
+    if change == "candidates":
+        models["candidates"][1]["selected"] = not models["candidates"][1]["selected"]
+    if change == "torn":
+        path = room.path(KEPT)
+        path.write_bytes(path.read_bytes()[:-40])
+    assert recalled(room, key_of(room, plan, models, int(change == "seed")), models["candidates"]) == []
 
 
 @pytest.mark.parametrize("edits", [{"model": "extra-trees"}, {"model": "x"}, {"budget_s": "much"}, {"folds": 3}])

@@ -107,7 +107,7 @@ async def test_what_could_not_be_kept_is_kept_when_it_is_done_again(
         async with asyncio.timeout(30):
             await desk.do(stage)
     assert caught.value.error.reason == Reason.ERROR_REASON_REPORT_WRITE_FAILED
-    assert desk.keeper.stored == ["result.json"]
+    assert desk.keeper.stored == [], "its result is kept last"
     desk.keeper.refuse = {}
     found = await desk.do(stage, again=True)
     assert not found.HasField("error")

@@ -8,6 +8,7 @@ longer waits for is cancelled. Any replica may, all may at once: each of these c
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from services.conductor.store.base import Key, Listing, Store, StoreUnavailable
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
+REST = 4.0  # times as long as a look took, at least, until the next: ten thousand runs leave time for other work
 PAGE = 200  # projects looked at at once
 
 
@@ -56,22 +58,28 @@ class Driving:
 
     async def _look(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 await self.look()
             except StoreUnavailable as error:
                 log.warning("running projects were not looked at: %s", error.cause)
-            await asyncio.sleep(self._seconds)
+            except Exception:  # whatever it is, runs must be looked after the next time
+                log.exception("running projects were not looked at")
+            await asyncio.sleep(max(self._seconds, REST * (time.monotonic() - began)))
 
     async def look(self) -> None:
         """Looks at all running projects, and at the stages at work here, once. Raises StoreUnavailable."""
-        for task in self._actor.stages():
+        here = {task.task_id: task for task in self._actor.stages()}
+        for task in here.values():
             await self._look_after(task)
         before = None
         while True:
             listing = Listing("project", project_pb2.RUN_STATUS_RUNNING, before=before, limit=PAGE)
             rows = await self._store.list(listing)
             for row in rows:
-                await self._look_at(project_pb2.ProjectState.FromString(row.state))
+                state = project_pb2.ProjectState.FromString(row.state)
+                if run.current(state).task_id not in here:
+                    await self._look_at(state)
             if len(rows) < PAGE:
                 return
             before = (rows[-1].created_at, rows[-1].id)

@@ -9,6 +9,7 @@ from services.conductor.pieces import GROWTH
 from services.conductor.protocol import MAX_OUTPUT_PROGRESS
 
 LINE_BYTES = 64 * 1024  # of a line of progress; a longer one is none
+TRIED = 20  # of the newest lines that came together: a program that prints a great deal must cost nobody else time
 WORDS = 200  # characters of a phase, detail or candidate
 MAX_COUNT = 2**31
 
@@ -38,9 +39,8 @@ class Lines:
         """Takes what was written to standard output."""
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest if len(rest) <= LINE_BYTES else b""
-        for line in lines:
-            if (progress := _progress(line)) is not None:
-                self._newest = progress
+        said = [line for line in reversed(lines) if line.startswith(b"{")][:TRIED]
+        self._newest = next(filter(None, map(_progress, said)), self._newest)
 
     def take(self, last: bool = False) -> event_pb2.TaskProgress | None:
         """Returns the next piece, None when there is none. `last` changes nothing: no line is half a one."""

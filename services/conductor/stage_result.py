@@ -6,7 +6,7 @@ trusted further than its type and size.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from conductor.v1 import error_pb2, event_pb2, project_pb2, terminal_pb2
@@ -141,7 +141,7 @@ def _read(
     outcome = project_pb2.StageOutcome(
         summary=plain.text(document.get("summary"), TEXT),
         needs_input=document.get("status") == "NEEDS_INPUT",
-        actions=[_action(one) for one in plain.rows(document.get("next_actions"), MAX_ACTIONS)],
+        actions=_actions(plain.rows(document.get("next_actions"), MAX_ACTIONS)),
         issues=[_issue(one) for one in plain.rows(document.get("warnings"), MAX_ISSUES)],
         peak_memory_bytes=int((plain.number(metrics.get("peak_mb"), 0, MAX_MB) or 0) * MIB),
     )
@@ -160,6 +160,17 @@ def _read(
     issue = _issue(plain.table(document.get("error")))
     outcome.issues.insert(0, issue)
     return outcome, _failed(call, issue.code or "STAGE_CRASHED", issue.message, issue)
+
+
+def _actions(given: Iterable[Mapping[str, Any]]) -> list[project_pb2.StageAction]:
+    """Reads what a person may do; of two that offer the same field, the first."""
+    actions: list[project_pb2.StageAction] = []
+    offered: set[str] = set()
+    for action in map(_action, given):
+        if action.kind not in (edits.CHOOSE, edits.EDIT) or action.field not in offered:
+            actions.append(action)
+            offered.add(action.field)
+    return actions
 
 
 def no_result(call: event_pb2.StageCall, why: str) -> error_pb2.TypedError:
@@ -262,7 +273,7 @@ def chosen_data(call: event_pb2.StageCall) -> Sequence[project_pb2.DataUpload]:
     """Returns the uploaded data that a stage may read: while data is chosen, all that the run or a person named."""
     named = {call.run.data, *(_string(decision.edits, edits.DATA_FIELD) for decision in call.run.decisions)}
     named.add(_string(call.edits, edits.DATA_FIELD))
-    return [upload for upload in call.uploads if f"{edits.UPLOADS}{upload.name}" in named]
+    return [upload for upload in call.run.uploads if f"{edits.UPLOADS}{upload.name}" in named]
 
 
 def _string(values: struct_pb2.Struct, key: str) -> str:

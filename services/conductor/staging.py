@@ -31,6 +31,7 @@ FILE_S = 600.0  # for one file to be read or written
 ASK_S = 30.0
 STDERR_BYTES = 64 * 1024  # the end of it, of a program that crashed
 ENVELOPE = "envelope.json"
+ALONE = {"PYTHONSAFEPATH": "1"}  # a program's modules are its own, not what an earlier one left in the folder
 WORKSPACE_BYTES = 4 * 1024**3
 FILE_BYTES = 1024**3
 
@@ -39,6 +40,7 @@ ABILITIES = Method("/conductor.v1.Terminal/GetCapabilities", terminal_pb2.GetCap
 STAT = Method("/conductor.v1.Terminal/StatFile", terminal_pb2.OutputFile, MAX_MESSAGE_BYTES)
 READ = Method("/conductor.v1.Terminal/ReadFile", terminal_pb2.ReadFileResponse, MAX_MESSAGE_BYTES)
 WRITE = Method("/conductor.v1.Terminal/WriteFile", terminal_pb2.OutputFile, MAX_MESSAGE_BYTES)
+REMOVE = Method("/conductor.v1.Terminal/RemoveWorkspace", terminal_pb2.RemoveWorkspaceResponse, MAX_MESSAGE_BYTES)
 
 Bytes = AsyncGenerator[bytes, None]
 Fetch = Callable[[str, report_writer_pb2.Artifact, str], Bytes]
@@ -67,7 +69,13 @@ class Stages:
         task_id = call.place.task_id if call.place is not None else call.call_id
         room = _Room(self._terminal, f"run-{stage.run.run_id}", stage.run.correlation_id)
         keep = _Keeping(room, self._send(stage.run.correlation_id), stage, task_id)
-        await self._bring(room, stage)
+        try:
+            await self._bring(room, stage)
+        except grpc.aio.AioRpcError as full:
+            if not _says(full, Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED):
+                raise
+            await room.clear()  # an attempt before has filled it; what counts is kept elsewhere
+            await self._bring(room, stage)
         if call.again:
             # It may have been the keeping of what was found that failed. Done twice it would not be found byte by byte.
             with contextlib.suppress(stage_result.Unusable):
@@ -138,11 +146,14 @@ class _Room:
         try:
             found = await self._one(STAT, terminal_pb2.ReadFileRequest(workspace=self._workspace, path=path))
         except grpc.aio.AioRpcError as error:
-            cause = from_rpc_error(error)
-            if cause is None or cause.reason != Reason.ERROR_REASON_FILE_NOT_FOUND:
+            if not _says(error, Reason.ERROR_REASON_FILE_NOT_FOUND):
                 raise
             return False
         return bool(found.sha256 == sha256)
+
+    async def clear(self) -> None:
+        """Removes the folder with all it holds."""
+        await self._one(REMOVE, terminal_pb2.RemoveWorkspaceRequest(workspace=self._workspace))
 
     async def read(self, path: str) -> Bytes:
         """Yields a file's content."""
@@ -194,14 +205,20 @@ class _Keeping:
             text = await self._text()
             outcome, error = stage_result.read(self._stage, self._task_id, text, exit_code)
             document = self._file(stage_result.RESULT, "All that the stage found", "application/json")
-            await self._store(document, _once(text))
             for file in outcome.artifacts:
                 sha256 = file.sha256
                 await self._store(file, self._room.read(stage_result.path_of(file)))
                 if file.sha256 != sha256:
                     raise stage_result.Unusable(f"{file.name} has another SHA-256 than it says")
+            await self._store(document, _once(text))  # last: of two processes it alone is never the same
+        except Refusal as refusal:
+            if refusal.error.reason != Reason.ERROR_REASON_REPORT_CONFLICT:
+                raise
+            raise stage_result.Unusable(
+                "files of a process before it stand in its place; begin the stage again"
+            ) from refusal
         except grpc.aio.AioRpcError as gone:
-            if not _is_missing(gone):
+            if not _says(gone, Reason.ERROR_REASON_FILE_NOT_FOUND):
                 raise
             raise stage_result.Unusable("it, or a file it names, is not there") from gone
         outcome.artifacts.insert(0, document)
@@ -255,7 +272,7 @@ def _command(stage: event_pb2.StageCall) -> terminal_pb2.Command:
     command = terminal_pb2.Command(argv=[*program.argv, ENVELOPE], allow_failure=True, idempotent=True)
     # Several threads that spin for work starve each other where processors are shared, see docs/stages.md.
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS", "DUCKDB_THREADS")
-    command.env.update({**dict.fromkeys(names, threads), "OMP_WAIT_POLICY": "PASSIVE", **program.env})
+    command.env.update({**dict.fromkeys(names, threads), "OMP_WAIT_POLICY": "PASSIVE", **ALONE, **program.env})
     command.limits.CopyFrom(
         terminal_pb2.Limits(
             wall_time=program.wall_time,
@@ -273,6 +290,6 @@ async def _once(data: bytes) -> Bytes:
         yield data[begin : begin + PIECE_BYTES]
 
 
-def _is_missing(error: grpc.aio.AioRpcError) -> bool:
-    cause: error_pb2.TypedError | None = from_rpc_error(error)
-    return cause is not None and cause.reason == Reason.ERROR_REASON_FILE_NOT_FOUND
+def _says(error: grpc.aio.AioRpcError, reason: "error_pb2.ErrorReason.ValueType") -> bool:
+    cause = from_rpc_error(error)
+    return cause is not None and cause.reason == reason

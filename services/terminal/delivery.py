@@ -67,11 +67,11 @@ class Delivery:
         self._give(self._fd)
 
     def write(self, data: bytes) -> None:
-        """Adds a piece. Raises OVER_CAPACITY and OSError."""
+        """Adds a piece. Raises COMMAND_LIMIT_EXCEEDED when there is no room for it, and OSError."""
         self.size += len(data)
         if self.size > self._most:
             text = f"Workspace {self.name} has room for {max(self._most, 0)} bytes more, not for {self.path[:200]}."
-            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, limit=max(self._most, 0))
+            raise Refusal(Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED, text, limit=max(self._most, 0))
         self._sha256.update(data)
         with memoryview(data) as rest:
             written = 0

@@ -139,7 +139,7 @@ def known(frame: pd.DataFrame, schema: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def decimal_of(frame: pd.DataFrame, columns: Mapping[str, Mapping[str, Any]], usual: str) -> str:
-    """Returns the sign before a fraction in this file: the training data's, unless every number that tells says another.
+    """Returns the sign before a fraction in this file: the training data's, unless all numbers that tell say another.
 
     Read with the wrong one 1.5 would be 15. A number such as 1.234 tells nothing: it may be 1234.
     """

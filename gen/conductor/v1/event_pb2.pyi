@@ -347,7 +347,6 @@ class StageCall(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
     EDITS_FIELD_NUMBER: _builtins.int
-    UPLOADS_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     stage_id: _project_pb2.Stage.ValueType
     """The stage."""
@@ -367,10 +366,6 @@ class StageCall(_message.Message):
     def edits(self) -> _struct_pb2.Struct:
         """What a person chose for the stage, by field."""
 
-    @_builtins.property
-    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[_project_pb2.DataUpload]:
-        """Data that was uploaded to the project and that the run may use."""
-
     def __init__(
         self,
         *,
@@ -379,12 +374,11 @@ class StageCall(_message.Message):
         attempt: _builtins.int = ...,
         program: _project_pb2.StageProgram | None = ...,
         edits: _struct_pb2.Struct | None = ...,
-        uploads: _abc.Iterable[_project_pb2.DataUpload] | None = ...,
         project_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "program", b"program", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "edits", b"edits", "program", b"program", "project_id", b"project_id", "run", b"run", "stage_id", b"stage_id", "uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "edits", b"edits", "program", b"program", "project_id", b"project_id", "run", b"run", "stage_id", b"stage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -741,6 +735,7 @@ class StageStatusChanged(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EDITS_FIELD_NUMBER: _builtins.int
     APPROVED_AHEAD_FIELD_NUMBER: _builtins.int
+    BEGUN_AGAIN_FIELD_NUMBER: _builtins.int
     stage_id: _project_pb2.Stage.ValueType
     """The stage."""
     status: _project_pb2.StageStatus.ValueType
@@ -753,6 +748,8 @@ class StageStatusChanged(_message.Message):
     """The attempt a run makes at it, counted from 1. 0 in a project without a run."""
     approved_ahead: _builtins.bool
     """Whether the person approved it together with these edits."""
+    begun_again: _builtins.bool
+    """Whether a person began it again with TransitionTo."""
     @_builtins.property
     def error(self) -> _error_pb2.TypedError:
         """Why it failed. Present only when FAILED."""
@@ -772,10 +769,11 @@ class StageStatusChanged(_message.Message):
         attempt: _builtins.int = ...,
         edits: _struct_pb2.Struct | None = ...,
         approved_ahead: _builtins.bool = ...,
+        begun_again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_ahead", b"approved_ahead", "attempt", b"attempt", "edits", b"edits", "error", b"error", "message", b"message", "stage_id", b"stage_id", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_ahead", b"approved_ahead", "attempt", b"attempt", "begun_again", b"begun_again", "edits", b"edits", "error", b"error", "message", b"message", "stage_id", b"stage_id", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

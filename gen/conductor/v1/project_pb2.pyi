@@ -745,7 +745,7 @@ class RunOptions(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     HINTS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
-    """Memory of each stage, in bytes; what stages.yaml says when 0."""
+    """Memory of each stage, in bytes, from 64 MiB to the Terminal's ceiling; what stages.yaml says when 0."""
     seed: _builtins.int
     """For everything random: the same data and seed give the same answer. At most 2^31 - 1."""
     @_builtins.property
@@ -754,7 +754,9 @@ class RunOptions(_message.Message):
 
     @_builtins.property
     def budget(self) -> _duration_pb2.Duration:
-        """CPU time for trying models. 1 second to 1 hour; what stages.yaml says when absent."""
+        """CPU time for trying models. 1 second to 20 minutes, so that a stage's hour leaves time for the rest; what stages.yaml
+        says when absent.
+        """
 
     @_builtins.property
     def hints(self) -> _struct_pb2.Struct:
@@ -792,6 +794,7 @@ class GateDecision(_message.Message):
     EDITS_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     BY_ITSELF_FIELD_NUMBER: _builtins.int
+    BEGUN_AGAIN_FIELD_NUMBER: _builtins.int
     stage_id: Global___Stage.ValueType
     """The gate's stage."""
     approved: _builtins.bool
@@ -802,6 +805,8 @@ class GateDecision(_message.Message):
     """Who, as the request's scope said. Empty when it did not, or when the gate passed by itself."""
     by_itself: _builtins.bool
     """Whether the gate passed by itself, because the run's options or stages.yaml said so."""
+    begun_again: _builtins.bool
+    """Whether no gate was answered: the stage was begun again with TransitionTo."""
     @_builtins.property
     def decided_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -820,10 +825,11 @@ class GateDecision(_message.Message):
         edits: _struct_pb2.Struct | None = ...,
         user_id: _builtins.str = ...,
         by_itself: _builtins.bool = ...,
+        begun_again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "edits", b"edits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "by_itself", b"by_itself", "decided_at", b"decided_at", "edits", b"edits", "reason", b"reason", "stage_id", b"stage_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "begun_again", b"begun_again", "by_itself", b"by_itself", "decided_at", b"decided_at", "edits", b"edits", "reason", b"reason", "stage_id", b"stage_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -847,6 +853,7 @@ class Run(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     REPORT_PATH_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    UPLOADS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Names it; given by Conductor."""
     status: Global___RunStatus.ValueType
@@ -883,6 +890,10 @@ class Run(_message.Message):
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateDecision]:
         """What was decided at its gates, in order; the newest 200."""
 
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataUpload]:
+        """Uploaded data that it was told to use, as it was then: what is uploaded later under the same name is for later runs."""
+
     def __init__(
         self,
         *,
@@ -898,10 +909,11 @@ class Run(_message.Message):
         decisions: _abc.Iterable[Global___GateDecision] | None = ...,
         report_path: _builtins.str = ...,
         correlation_id: _builtins.str = ...,
+        uploads: _abc.Iterable[Global___DataUpload] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "options", b"options", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "correlation_id", b"correlation_id", "data", b"data", "decisions", b"decisions", "ended_at", b"ended_at", "objective", b"objective", "options", b"options", "programs", b"programs", "report_path", b"report_path", "run_id", b"run_id", "started_at", b"started_at", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "correlation_id", b"correlation_id", "data", b"data", "decisions", b"decisions", "ended_at", b"ended_at", "objective", b"objective", "options", b"options", "programs", b"programs", "report_path", b"report_path", "run_id", b"run_id", "started_at", b"started_at", "status", b"status", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

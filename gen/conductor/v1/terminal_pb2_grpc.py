@@ -98,8 +98,8 @@ class TerminalServicer:
         """Writes a file into a named workspace, made if there is none; folders on its path are made too. The first message says
         which file; the file is there, whole, when the answer comes. What stood in its place is replaced. Links on the path
         are refused.
-        Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, or when the workspace would be larger than
-        commands may make it, FILE_NOT_FOUND (no path of a file, or it leads through something that is no folder, or to a
+        Errors: INVALID_REQUEST, OVER_CAPACITY while a command runs in it, COMMAND_LIMIT_EXCEEDED when the workspace would be
+        larger than commands may make it, FILE_NOT_FOUND (no path of a file, or it leads through something that is no folder, or to a
         folder), UPLOAD_REFUSED (another SHA-256), SANDBOX_UNAVAILABLE (the disk is full). Nothing is changed then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -44,11 +44,12 @@ def _depth(value: struct_pb2.Value) -> int:
 
 
 def merged(before: struct_pb2.Struct, more: struct_pb2.Struct) -> struct_pb2.Struct:
-    """Returns edits with newer ones in place of those of the same fields."""
+    """Returns edits with newer ones in place of those of the same fields. Raises EDIT_REFUSED for too many."""
     both = struct_pb2.Struct()
     both.CopyFrom(before)
     for key, value in more.fields.items():
         both.fields[key].CopyFrom(value)
+    _check_json(both)
     return both
 
 
@@ -58,10 +59,7 @@ def check(
     uploads: Iterable[project_pb2.DataUpload],
 ) -> None:
     """Raises EDIT_REFUSED for the first edit that was not offered, or with a value that was not."""
-    try:
-        check_json(edits)
-    except ValueError as error:
-        raise _refused(ALL, "", str(error)) from None
+    _check_json(edits)
     given = as_dict(edits)
     fields = {action.field: action for action in offered if action.kind in (CHOOSE, EDIT)}
     uploaded = [f"{UPLOADS}{upload.name}" for upload in uploads]
@@ -75,11 +73,19 @@ def check(
         _check_value(action, value)
 
 
+def _check_json(edits: struct_pb2.Struct) -> None:
+    try:
+        check_json(edits)
+    except ValueError as error:
+        raise _refused(ALL, "", str(error)) from None
+
+
 def _check_value(action: project_pb2.StageAction, value: Any) -> None:
     if action.kind == CHOOSE:
         chosen = value if action.many and isinstance(value, list) else [value]
-        known = all(isinstance(one, str | int | float) and _text(one) in action.options for one in chosen)
-        if (action.many and not isinstance(value, list)) or not known:
+        options = frozenset(action.options)
+        known = all(isinstance(one, str | int | float) and _text(one) in options for one in chosen)
+        if (action.many and not isinstance(value, list)) or not known or (action.required and not chosen):
             what = "a list of some of" if action.many else "one of"
             raise _refused(action.field, value, f"must be {what}: {', '.join(action.options)[:2000]}")
         return

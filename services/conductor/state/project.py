@@ -11,7 +11,7 @@ Every other pair is refused, changes nothing and writes nothing.
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2, task_pb2
+from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2
 
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import project_event
@@ -75,14 +75,8 @@ def decide(state: project_pb2.ProjectState, command: ProjectCommand, given: Give
         event.occurred_at.FromNanoseconds(given.at)
         after = evolve(after, event)
     if isinstance(command, Resume) or run.current(after).task_id != run.current(state).task_id:
-        effects = (*effects, *run.to_begin(after, _scope_of(command)))
+        effects = (*effects, *run.to_begin(after, run.scope_of(command)))
     return Decision(tuple(events), tuple(effects), after=after)
-
-
-def _scope_of(command: ProjectCommand) -> task_pb2.Scope:
-    """Returns on whose behalf a command is. Nobody knows any more after a crash."""
-    asked = command.request if isinstance(command, StartRun) else command
-    return task_pb2.Scope() if isinstance(asked, Resume | RecordUpload) else asked.scope
 
 
 def _moved(state: project_pb2.ProjectState, command: ProjectCommand, given: Given) -> run.Moved:
@@ -113,6 +107,7 @@ def _moved(state: project_pb2.ProjectState, command: ProjectCommand, given: Give
 
 
 def _transition(state: project_pb2.ProjectState, command: conductor_pb2.TransitionToRequest) -> list[event_pb2.Event]:
+    edits.check(command.edits, (), ())
     wanted = command.status or IN_PROGRESS
     current, target = state.current_stage, command.stage_id
     found = stage_of(state, current).status
@@ -344,7 +339,7 @@ def _on_stage_status(state: project_pb2.ProjectState, event: event_pb2.Event) ->
     if changed.status != WAITING and state.waiting_confirmation.stage_id == changed.stage_id:
         state.ClearField("waiting_confirmation")
     if state.HasField("run"):
-        run_state.on_stage_status(state, stage, changed)
+        run_state.on_stage_status(state, stage, event)
 
 
 def _clear_plan(state: project_pb2.ProjectState, stage: StageValue) -> None:

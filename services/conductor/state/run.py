@@ -13,7 +13,17 @@ from google.protobuf import struct_pb2
 
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import Payload, project_event
-from services.conductor.protocol import CancelStage, Effect, Given, RecordUpload, StageEnded, StartRun, SubmitStage
+from services.conductor.protocol import (
+    CancelStage,
+    Effect,
+    Given,
+    ProjectCommand,
+    RecordUpload,
+    Resume,
+    StageEnded,
+    StartRun,
+    SubmitStage,
+)
 from services.conductor.state import edits
 
 Stage = project_pb2.Stage
@@ -33,10 +43,9 @@ OPEN = frozenset({RunStatus.RUN_STATUS_RUNNING, RunStatus.RUN_STATUS_WAITING_CON
 
 # The current stage may be begun again from these. A program at work is cancelled, or gone back from, not begun twice.
 AGAIN = frozenset({WAITING, COMPLETED, FAILED})
-MAX_UPLOADS = 20
 STAGE_DEADLINE_S = 24 * 3600.0  # for waiting for a free place; the program's own time is its command's limit
 MAX_SECONDS = 3600  # that the Terminal lets a command take
-STAGE_ATTEMPTS = 5  # at a worker that is away
+STAGE_ATTEMPTS = 60  # at a worker that is away: some minutes, so that one may be restarted
 
 
 def folder_of(stage: StageValue) -> str:
@@ -98,6 +107,7 @@ def start(state: State, command: StartRun, given: Given) -> Moved:
         programs=[_budgeted(program, request.options) for program in command.programs],
         correlation_id=given.correlation_id,
     )
+    run.uploads.extend(upload for upload in state.uploads if f"{edits.UPLOADS}{upload.name}" == request.data)
     run.started_at.FromNanoseconds(given.at)
     begun = _event(state, event_pb2.RunStarted(run=run), IN_PROGRESS, FIRST)
     return [begun, _begin(run.run_id, state.project_id, FIRST, 1)], []
@@ -140,6 +150,8 @@ def transition(state: State, command: conductor_pb2.TransitionToRequest) -> Move
     ]
     chosen = edits.merged(stage.edits, command.edits)
     begun = _begin(state.run.run_id, state.project_id, target, stage.attempt + 1, command.message, chosen)
+    begun.stage_status.begun_again = True
+    begun.scope.CopyFrom(command.scope)  # who decided is part of the state, not only of the record
     return [*resets, begun], effects
 
 
@@ -198,6 +210,12 @@ def ended(state: State, command: StageEnded, given: Given) -> Moved:
     return [*events, *_onward(state, command.outcome.summary)], []
 
 
+def scope_of(command: ProjectCommand) -> task_pb2.Scope:
+    """Returns on whose behalf a command is. Nobody knows any more after a crash."""
+    asked = command.request if isinstance(command, StartRun) else command
+    return task_pb2.Scope() if isinstance(asked, Resume | RecordUpload) else asked.scope
+
+
 def to_begin(state: State, scope: task_pb2.Scope) -> Sequence[Effect]:
     """Returns what keeps a run going: the task of the stage in progress, to be begun unless it is there."""
     if state.run.status != RunStatus.RUN_STATUS_RUNNING or current(state).status != IN_PROGRESS:
@@ -210,7 +228,6 @@ def to_begin(state: State, scope: task_pb2.Scope) -> Sequence[Effect]:
         attempt=stage.attempt,
         program=program,
         edits=stage.edits,
-        uploads=state.uploads,
         project_id=state.project_id,
     )
     request = conductor_pb2.ExecuteRequest(

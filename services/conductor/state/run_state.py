@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from conductor.v1 import event_pb2, project_pb2
+from google.protobuf import struct_pb2
 
 State = project_pb2.ProjectState
 RunStatus = project_pb2.RunStatus
@@ -10,6 +11,7 @@ Status = project_pb2.StageStatus
 
 MAX_STALE = 200  # artefacts of attempts that were done again
 MAX_DECISIONS = 200
+MAX_CHOSEN_BYTES = 256 * 1024  # of what was chosen in all decisions
 MAX_UPLOADS = 20
 
 _OF_RUN = {
@@ -28,14 +30,20 @@ def on_started(state: State, event: event_pb2.Event) -> None:
         state.ClearField(name)
 
 
-def on_stage_status(state: State, stage: project_pb2.StageState, changed: event_pb2.StageStatusChanged) -> None:
+def on_stage_status(state: State, stage: project_pb2.StageState, event: event_pb2.Event) -> None:
     """Takes in what a run's stage has become, beyond what every project's has."""
+    changed = event.stage_status
+    if changed.begun_again:
+        again = project_pb2.GateDecision(stage_id=changed.stage_id, reason=changed.message, begun_again=True)
+        again.user_id = event.scope.user_id
+        _decided(state, again, changed.edits, event)
     if changed.task_id:
         stage.task_id, stage.attempt, stage.approved_ahead = changed.task_id, changed.attempt, changed.approved_ahead
         _keep_offers(stage)
         stage.ClearField("edits")
         if changed.HasField("edits"):
             stage.edits.CopyFrom(changed.edits)
+            _pin(state, changed.edits)
         _make_stale(state.run, changed.stage_id)
     elif changed.status == Status.STAGE_STATUS_PENDING:
         for name in ("task_id", "outcome", "edits", "approved_ahead"):  # attempts go on counting: they name tasks
@@ -65,18 +73,40 @@ def _make_stale(run: project_pb2.Run, since: "project_pb2.Stage.ValueType") -> N
 def on_answered(state: State, event: event_pb2.Event) -> None:
     """Records what was decided at a gate."""
     answer = event.confirmation_answered
-    state.run.decisions.append(
-        project_pb2.GateDecision(
-            stage_id=answer.stage_id,
-            decided_at=event.occurred_at,
-            approved=answer.approved,
-            reason=answer.reason,
-            edits=answer.edits if answer.HasField("edits") else None,
-            user_id="" if answer.by_itself else event.scope.user_id,
-            by_itself=answer.by_itself,
-        )
+    decision = project_pb2.GateDecision(
+        stage_id=answer.stage_id,
+        approved=answer.approved,
+        reason=answer.reason,
+        user_id="" if answer.by_itself else event.scope.user_id,
+        by_itself=answer.by_itself,
     )
-    del state.run.decisions[: max(0, len(state.run.decisions) - MAX_DECISIONS)]
+    _decided(state, decision, answer.edits, event)
+
+
+def _decided(
+    state: State, decision: project_pb2.GateDecision, chosen: struct_pb2.Struct, event: event_pb2.Event
+) -> None:
+    """Adds a decision; the oldest ones lose what was chosen, then go, when there are too many."""
+    decision.decided_at.CopyFrom(event.occurred_at)
+    if chosen.fields:
+        decision.edits.CopyFrom(chosen)
+    decisions = state.run.decisions
+    decisions.append(decision)
+    del decisions[: max(0, len(decisions) - MAX_DECISIONS)]
+    size = sum(each.edits.ByteSize() for each in decisions)
+    for oldest in decisions[:-1]:
+        if size <= MAX_CHOSEN_BYTES:
+            break
+        size -= oldest.edits.ByteSize()
+        oldest.ClearField("edits")
+
+
+def _pin(state: State, chosen: struct_pb2.Struct) -> None:
+    """Keeps the uploaded data that was chosen as it is now, whatever is uploaded under its name later."""
+    named = chosen.fields["data"].string_value if "data" in chosen.fields else ""
+    for upload in state.uploads:
+        if f"uploads/{upload.name}" == named and all(known.name != upload.name for known in state.run.uploads):
+            state.run.uploads.add().CopyFrom(upload)
 
 
 def on_result(state: State, event: event_pb2.Event) -> None:
