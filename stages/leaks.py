@@ -12,6 +12,7 @@ import pandas as pd
 from stages.columns import Look
 from stages.contract import Issue
 from stages.preparing import dates, numbers, words
+from stages.rows import Hashes
 from stages.targets import Target
 from stages.wording import quoted
 
@@ -51,12 +52,16 @@ class Strength:
 class Judge:
     """Judges columns on the rows of a sample that have a target."""
 
-    def __init__(self, target: Target, rows: Codes, seed: int) -> None:
+    def __init__(self, target: Target, rows: Codes, seed: int, copies: Hashes | None = None) -> None:
+        """Divides the rows; those with one hash in `copies` (of all rows of the table) are not learned from each other."""
         wanted = target.values.iloc[rows]
         self._measure = "r2" if target.task == "regression" else "auc"
         self._known = wanted.notna().to_numpy()
         self._truth = _truth(target, wanted[self._known])
         self._fold = np.random.default_rng(seed).integers(0, FOLDS, len(self._truth))
+        if copies is not None:
+            _, first, which = np.unique(copies[rows][self._known], return_index=True, return_inverse=True)
+            self._fold = self._fold[first][which.reshape(-1)]
 
     def strength(self, found: Look, sampled: "pd.Series[Any]") -> Strength:
         """Returns how much a column tells, by its values on the rows of the sample."""

@@ -13,7 +13,7 @@ from stages.choices import Choices, bad
 from stages.contract import MAX_ISSUES, Artifact, Envelope, Failed, Progress, Result, Room, main
 from stages.leaks import MANY_COLUMNS, SAMPLE, SAMPLE_OF_MANY, Judge, Strength
 from stages.pictures import of_columns, of_missing, of_target
-from stages.rows import copies, group_of
+from stages.rows import copies, group_of, ordinary
 from stages.shown import nearest, plain
 from stages.survey import Survey, Table
 from stages.targets import TASKS, Target, Unsure, settle
@@ -110,7 +110,9 @@ def _known(name: str | None, names: list[str]) -> str | None:
 
 def _told(survey: Survey, target: Target, seed: int, progress: Progress) -> dict[str, Strength]:
     told: dict[str, Strength] = {}
-    judge = Judge(target, survey.sample, seed)
+    hashes = survey.hashes
+    copied = hashes is not None and not ordinary(hashes, survey.combinations)
+    judge = Judge(target, survey.sample, seed, hashes if copied else None)
     for place, (name, found) in enumerate(survey.looks.items()):
         if name != target.column and found.role != "CONSTANT":
             progress.tell(60 + 25 * place / len(survey.looks), "comparing with the target", plain(name))

@@ -294,7 +294,7 @@ def test_what_is_chosen_again_and_again_does_not_grow_without_end() -> None:
     assert walk.state.ByteSize() < 1024 * 1024
     assert sum(decision.edits.ByteSize() for decision in walk.state.run.decisions) <= 256 * 1024
     walk.ended(found)
-    for number in range(12, 16):
+    for number in range(12, 20):
         answer.edits.update({f"f{number}": "x" * 4000})
     with pytest.raises(Refusal, match="all together"):
         walk.do(answer)

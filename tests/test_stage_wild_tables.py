@@ -128,6 +128,7 @@ def test_a_table_five_times_over_is_found_and_no_copy_is_tested_on(tmp_path: Pat
     profile = work_here(profile_data.work, tmp_path, "PROFILE_DATA")
     issue = next(issue for issue in profile.warnings if issue.code == "DUPLICATE_ROWS")
     assert (issue.severity, issue.count) == ("WARN", 240)
+    assert not [issue for issue in profile.warnings if issue.code == "LEAKAGE_SUSPECT"]  # copies are no leak
     leave(tmp_path, "PROFILE_DATA", profile.result)
     work_here(preprocess.work, tmp_path, "PREPROCESS")
     parts = pd.read_parquet(tmp_path / "preprocess" / "split.parquet")
