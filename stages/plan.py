@@ -121,7 +121,7 @@ def _ways(column: Mapping[str, Any]) -> Iterator[Action]:
     elif role == "NUMERIC" or "decimal" in parse:
         yield "PARSE_NUMBER"
     elif role == "TEXT" or many:
-        coded = role != "TEXT" and column["stats"].get("words", 1.0) < ONE_WORD
+        coded = role != "TEXT" and column.get("stats", {}).get("words", 1.0) < ONE_WORD
         yield from ("CATEGORY", "ENCODE_TEXT") if coded else ("ENCODE_TEXT", "CATEGORY")
         return
     if role not in ("DATETIME",):

@@ -34,7 +34,7 @@ def rival(folder: Path, python: str, budget_s: float, seed: int) -> Rival:
         subprocess.CalledProcessError: it failed; what it said is on standard error.
     """
     variables = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HOME": str(folder), "PATH": "/usr/bin:/bin"}
-    command = [python, str(PROGRAM), str(folder), str(budget_s), str(seed)]
+    command = [python, "-P", str(PROGRAM), str(folder), str(budget_s), str(seed)]
     done = subprocess.run(
         command, env=variables, stdout=subprocess.PIPE, text=True, check=True, timeout=SLACK * budget_s
     )
