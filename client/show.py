@@ -124,6 +124,9 @@ def state_lines(state: project_pb2.ProjectState) -> list[str]:
         lines.append(plain(_waiting(state.waiting_confirmation)))
         lines += [f"    {issue_line(issue)}" for issue in state.waiting_confirmation.issues]
         lines += [f"    {choice_line(choice)}" for choice in state.waiting_confirmation.choices if choice.field]
+    current = next((stage for stage in state.stages if stage.stage_id == state.current_stage), None)
+    if current is not None and current.status == project_pb2.STAGE_STATUS_FAILED:  # TransitionTo takes these
+        lines += [f"    {choice_line(choice)}" for choice in current.outcome.actions if choice.field]
     if state.plan_pending:
         lines.append(plain(_plan(state.plan)))
     return lines

@@ -138,6 +138,13 @@ def test_state_shows_what_may_be_chosen(script: Scripted, target: str) -> None:
     assert "WARN TARGET_AMBIGUOUS: Two  [31m fit." in output and "\x1b" not in output
 
 
+def test_state_shows_what_may_be_chosen_after_a_failure(script: Scripted, target: str) -> None:
+    stage = script.state.stages.add(stage_id=project_pb2.STAGE_PARSE_INTENT, status=project_pb2.STAGE_STATUS_FAILED)
+    kind = project_pb2.STAGE_ACTION_KIND_CHOOSE
+    stage.outcome.actions.add(kind=kind, field="skip_bad_rows", options=["true"], label="Leave bad rows out")
+    assert "--set skip_bad_rows=true: Leave bad rows out" in conductor(target, "state", "p1").output
+
+
 def test_long_choices_are_cut() -> None:
     kind = project_pb2.STAGE_ACTION_KIND_CHOOSE
     line = choice_line(project_pb2.StageAction(kind=kind, field="c", options=[str(n) for n in range(50)]))

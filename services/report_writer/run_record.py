@@ -48,6 +48,8 @@ def _what(decision: project_pb2.GateDecision) -> str:
     if decision.by_itself:
         return "passed by itself"
     who = f" by {cell(name(decision.user_id))}" if decision.user_id else ""
+    if decision.begun_again:
+        return "begun again" + who
     return ("approved" if decision.approved else "rejected") + who
 
 
