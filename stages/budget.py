@@ -36,6 +36,10 @@ class Budget:
         """Of the budget that is used."""
         return self.used / self.seconds
 
+    def resume(self, used: float) -> None:
+        """Goes on from where an earlier attempt was, so that what follows is decided as it was there."""
+        self._since = self._clock() - used
+
     def learn(self, forecast: float, measured: float) -> None:
         """Takes note of what a step was forecast to take and took."""
         self._forecast += forecast

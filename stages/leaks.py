@@ -53,7 +53,7 @@ class Judge:
     """Judges columns on the rows of a sample that have a target."""
 
     def __init__(self, target: Target, rows: Codes, seed: int, copies: Hashes | None = None) -> None:
-        """Divides the rows; those with one hash in `copies` (of all rows of the table) are not learned from each other."""
+        """Divides the rows; those of one hash in `copies` (of all rows of the table) do not teach each other."""
         wanted = target.values.iloc[rows]
         self._measure = "r2" if target.task == "regression" else "auc"
         self._known = wanted.notna().to_numpy()

@@ -31,22 +31,29 @@ def key_of(room: Room, plan: Mapping[str, Any], selected: Mapping[str, Any], see
     return hashlib.sha256(json.dumps(all_, sort_keys=True).encode()).hexdigest()
 
 
-def remember(room: Room, key: str, trials: Sequence[Trial]) -> None:
-    """Keeps the trials."""
+def remember(room: Room, key: str, trials: Sequence[Trial], used_s: float) -> None:
+    """Keeps the trials and how much of the budget was used up to here."""
     named = [field.name for field in fields(Trial) if field.name not in ARRAYS]
     told = [{"id": trial.id} | {name: getattr(trial, name) for name in named} for trial in trials]
     said = {f"{place}-{fold}": each for place, trial in enumerate(trials) for fold, each in enumerate(trial.predicted)}
     with replacing(room.path(KEPT)) as path, path.open("wb") as file:
-        np.savez(file, allow_pickle=False, key=np.array(key), told=np.array(json.dumps(told)), **said)
+        np.savez(
+            file,
+            allow_pickle=False,
+            key=np.array(key),
+            used_s=np.array(used_s),
+            told=np.array(json.dumps(told)),
+            **said,
+        )
 
 
-def recalled(room: Room, key: str, candidates: Sequence[Mapping[str, Any]]) -> list[Trial]:
-    """Returns the trials of an earlier attempt; none when there was none with this key."""
+def recalled(room: Room, key: str, candidates: Sequence[Mapping[str, Any]]) -> tuple[list[Trial], float]:
+    """Returns the trials of an earlier attempt and the seconds it had used; none when there was none with this key."""
     try:
         with np.load(room.path(KEPT), allow_pickle=False) as kept:
-            return _read(kept, candidates) if str(kept["key"]) == key else []
+            return (_read(kept, candidates), float(kept["used_s"])) if str(kept["key"]) == key else ([], 0.0)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none, or not whole: it is made again
-        return []
+        return [], 0.0
 
 
 def _read(kept: Any, candidates: Sequence[Mapping[str, Any]]) -> list[Trial]:

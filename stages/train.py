@@ -69,9 +69,11 @@ def _work(envelope: Envelope, room: Room, progress: Progress) -> Result:
 
 def _try(search: Search, candidates: Sequence[Mapping[str, Json]], room: Room, key: str) -> None:
     """Tries the candidates, or takes what an earlier attempt with the same input found."""
-    search.trials = remembering.recalled(room, key, candidates)
-    if not search.trials and all(trial.status != FAILED for trial in search.run(candidates)):
-        remembering.remember(room, key, search.trials)
+    search.trials, used_s = remembering.recalled(room, key, candidates)
+    if search.trials:
+        search.budget.resume(used_s)
+    elif all(trial.status != FAILED for trial in search.run(candidates)):
+        remembering.remember(room, key, search.trials, search.budget.used)
 
 
 def _again(selected: Mapping[str, Json], plan: Mapping[str, Json], budget_s: float) -> dict[str, Json]:

@@ -250,9 +250,9 @@ def test_what_an_earlier_attempt_found_is_not_used_for_anything_else(tmp_path: P
     )
     room = Room("TRAIN", tmp_path)
     trial = Trial(models["candidates"][0], scores=[0.5], predicted=[np.zeros(3)], fit_s=[0.1], predict_ms=[1.0])
-    remember(room, key_of(room, plan, models, 0), [trial])
-    found = recalled(room, key_of(room, plan, models, 0), models["candidates"])
-    assert found[0].scores == [0.5] and np.array_equal(found[0].predicted[0], np.zeros(3))
+    remember(room, key_of(room, plan, models, 0), [trial], 7.5)
+    found, used_s = recalled(room, key_of(room, plan, models, 0), models["candidates"])
+    assert used_s == 7.5 and found[0].scores == [0.5] and np.array_equal(found[0].predicted[0], np.zeros(3))
     files = {"split": "preprocess/split.parquet", "data": "data-source/data.parquet"}
     if change in files:
         path = tmp_path / files[change]
@@ -262,7 +262,7 @@ def test_what_an_earlier_attempt_found_is_not_used_for_anything_else(tmp_path: P
     if change == "torn":
         path = room.path(KEPT)
         path.write_bytes(path.read_bytes()[:-40])
-    assert recalled(room, key_of(room, plan, models, int(change == "seed")), models["candidates"]) == []
+    assert recalled(room, key_of(room, plan, models, int(change == "seed")), models["candidates"]) == ([], 0.0)
 
 
 @pytest.mark.parametrize("edits", [{"model": "extra-trees"}, {"model": "x"}, {"budget_s": "much"}, {"folds": 3}])

@@ -65,6 +65,7 @@ def test_a_fraction_below_one_is_no_thousand() -> None:
         (",", ["170,5", "170.5"], [170.5, np.nan]),
         (".", ["170,5", "8"], [170.5, 8]),
         (".", ["170.5", "1e3", "1,5"], [170.5, 1000, np.nan]),
+        (".", ["35,861.13", "1,234,567", "1,234"], [35861.13, 1234567, np.nan]),
     ],
 )
 def test_new_rows_with_the_other_decimal_sign_are_not_ten_times_as_much(

@@ -29,7 +29,7 @@ TRUE, FALSE = "true", "false"
 WHOLE = r"[+-]?\d+"
 GROUPED = r"[+-]?[1-9]\d{0,2}(\%s\d{3})+"  # 1.234.567: with one separator it may as well be a fraction
 NUMBER = {  # the sign before a fraction → a number
-    ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"),
+    ".": re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[1-9]\d{0,2}(,\d{3})+\.\d+|[1-9]\d{0,2}(,\d{3}){2,})"),
     ",": re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?"),
 }
 
@@ -188,7 +188,7 @@ def number(text: str | None, decimal: str) -> float:
     """Returns the number a cell says, NaN for none."""
     if text is None or not NUMBER[decimal].fullmatch(text):
         return float("nan")
-    return float(text.replace(".", "").replace(",", ".") if decimal == "," else text)
+    return float(text.replace(".", "").replace(",", ".") if decimal == "," else text.replace(",", ""))
 
 
 def read(path: Path, schema: Mapping[str, Any]) -> pd.DataFrame:
