@@ -53,6 +53,8 @@ def _confusion(room: Room, case: Case, target: str) -> Artifact:
     shares = counts / np.maximum(1, table.sum(axis=1)[chosen])[:, None]
     labels = [plain(case.classes[at], 20) for at in chosen]
     name, title = "plot-confusion.png", f"Test rows: {target} as it is and as the model calls it"
+    if len(labels) < len(case.classes):
+        title += f" ({len(labels)} of {len(case.classes)} classes)"
     with picture(room, name, title, "called", "is") as axes:
         axes.grid(visible=False)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

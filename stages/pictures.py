@@ -99,5 +99,7 @@ def shares(axes: Any, pairs: pd.DataFrame) -> None:
         part = np.array([100 * (pairs.loc[pairs["x"] == level, "y"] == name).mean() for level in levels])
         axes.barh(range(len(levels)), part, left=left, color=COLOURS[place], label=short(name))
         left += part
+    if pairs["y"].nunique() > len(classes):
+        axes.barh(range(len(levels)), 100 - left, left=left, color="lightgrey", label="others")
     axes.set_yticks(range(len(levels)), [short(level) for level in levels])
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)

@@ -131,7 +131,7 @@ def _left(
     settled = target if isinstance(target, Target) else None
     found = list(issues(survey, target, told, intent))
     pictures = list(_pictures(room, survey, settled, told, progress))
-    group = group_of(survey.looks.values())
+    group = group_of(each for each in survey.looks.values() if settled is None or each.name != settled.column)
     name = settled.column if settled else None
     result = {
         "table": {

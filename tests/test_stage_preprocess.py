@@ -41,7 +41,7 @@ def laid(folder: Path, table: pd.DataFrame, target: str = "answer", intent: Any 
             "missing": int(table[name].isna().sum()),
             "unique": int(table[name].nunique()),
             "parse": parses.get(name, {}),
-            "stats": {"words": float(table[name].astype(str).str.split().str.len().mean())},
+            "stats": {"words": float(table[name].astype("str").fillna("").str.count(" ").mean()) + 1},
         }
         for name in table.columns
     ]

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import data_source, judging, parse_intent, preprocess, profile_data, review_edit
+from stages import data_source, judged_plots, judging, parse_intent, preprocess, profile_data, review_edit
 from stages import preparing as of_the_stages
 from stages.columns import look
 from stages.contract import Envelope, Progress, Result, Room
 from stages.intent import Intent
 from stages.intent_target import Known
-from stages.judging import Judged
+from stages.judging import Case, Judged, calibration
 from stages.said_of_intent import actions
 from stages.targets import Target, settle
 from stages.texts import as_numbers
@@ -201,3 +201,19 @@ def test_a_model_that_guesses_has_no_errors_unnoticed(tmp_path: Path, quick: Non
     found = work_here(review_edit.work, tmp_path, "REVIEW_EDIT")
     assert found.result["verdict"] == "SAME_AS_BASELINE"
     assert not [caveat for caveat in found.result["caveats"] if "unnoticed" in caveat]
+
+
+def test_a_patient_who_is_predicted_does_not_divide_the_rows(tmp_path: Path) -> None:
+    who = np.repeat(np.arange(40), 6)
+    lay(tmp_path, pd.DataFrame({"size": DICE.normal(size=240), "patient": who}), "patient", task="regression")
+    profile = work_here(profile_data.work, tmp_path, "PROFILE_DATA")
+    assert profile.result["group"] is None
+    leave(tmp_path, "PROFILE_DATA", profile.result)
+    assert work_here(preprocess.work, tmp_path, "PREPROCESS").result["split"]["kind"] == "RANDOM"
+
+
+def test_a_table_of_some_classes_says_that_there_are_more(tmp_path: Path) -> None:
+    truth = np.repeat(np.arange(40), 5)
+    case = Case(truth, np.eye(40)[truth], tuple(f"k{n:02}" for n in range(40)))
+    first = next(judged_plots.of_classes(Room("REVIEW_EDIT", tmp_path), case, calibration(case), "kind"))
+    assert first.title.endswith("(20 of 40 classes)")
