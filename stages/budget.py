@@ -62,14 +62,21 @@ class Budget:
         Works between two instructions of Python: a single long call into C is ended when it returns (setitimer(2)).
         """
         left = self.seconds - self.used - self.slower * reserve
+        ended = False
 
         def late(_signal: int, _frame: object) -> NoReturn:
+            nonlocal ended
+            ended = True
             raise Late
 
         before = signal.signal(signal.SIGPROF, late)
         signal.setitimer(signal.ITIMER_PROF, max(0.001, left))
         try:
             yield
+        except Exception as error:  # what compiled code has made of Late, which it may have met in the middle
+            if ended:
+                raise Late from error
+            raise
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
             signal.signal(signal.SIGPROF, before)

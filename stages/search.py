@@ -98,6 +98,8 @@ class Search:
     def run(self, candidates: Sequence[Mapping[str, Any]]) -> list[Trial]:
         """Tries each of them; those of the portfolio's floor whatever the budget. Raises Failed with CANCELLED."""
         needed = {*portfolio.ALWAYS, _boosting(candidates)}
+        for candidate in candidates:  # loads their libraries, which is no part of what a fold takes
+            portfolio.build(candidate, self.plan, self._seed)
         self._total = len(candidates) * len(self.parts)
         self._waiting = Counter(str(candidate["kind"]) for candidate in candidates)
         for place, candidate in enumerate(candidates):
