@@ -86,7 +86,7 @@ def test_what_parsers_are_forked_from_may_be_killed_in_the_middle(attacked: Pars
         pid = at_work(attacked)
         os.kill(attacked.pids[0], signal.SIGKILL)
         assert gone(pid), "a parser does not outlive what it was forked from"
-    reading.join(20)
+    reading.join(60)
     ((_, gap),) = found
     assert isinstance(gap, Unreadable) and "from outside" in str(gap) and not gap.lasting
     assert do(attacked, "answer = 1") == "1"
@@ -97,7 +97,7 @@ def test_a_parser_that_is_killed_is_a_gap_and_the_next_document_is_read(attacked
     reading = threading.Thread(target=lambda: found.extend(do_all(attacked, b"time.sleep(1000)", Watch(60))))
     reading.start()
     os.kill(at_work(attacked), signal.SIGKILL)
-    reading.join(20)
+    reading.join(60)
     assert isinstance(found[0][1], Unreadable)
     assert do(attacked, "answer = 1") == "1"
 

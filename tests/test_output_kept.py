@@ -20,7 +20,6 @@ from google.protobuf import duration_pb2
 
 from services.common.errors import Reason, Refusal, typed
 from services.conductor import upload
-from services.conductor.protocol import Place
 from services.conductor.upload import BUFFER_BYTES, PIECE_BYTES, Upload
 from services.report_writer.files import PARTS
 from tests.conftest import Running, refused, start_conductor, until
@@ -329,7 +328,7 @@ class Slow:
 
 async def test_a_slow_writer_makes_the_command_wait_and_memory_stays_flat() -> None:
     writer = Slow()
-    one = Upload(writer, Place("t-1", "command-1"), "stdout")
+    one = Upload(writer, "t-1", "command-1.stdout")
     added = 0
 
     async def write() -> None:
@@ -357,7 +356,7 @@ async def test_a_slow_writer_makes_the_command_wait_and_memory_stays_flat() -> N
 
 async def test_an_upload_without_output_is_no_file_and_sends_nothing() -> None:
     writer = Slow()
-    one = Upload(writer, Place("t-1", "command-1"), "stderr")
+    one = Upload(writer, "t-1", "command-1.stderr")
     assert await one.finish() is None and one.give_up() is None and not writer.taken
 
 
@@ -373,7 +372,7 @@ async def test_a_piece_is_sent_again_while_that_may_help() -> None:
 
     ready = Slow()
     ready.turns.release()
-    one = Upload(send, Place("t-1", "command-1"), "stdout")
+    one = Upload(send, "t-1", "command-1.stdout")
     await one.add(b"hello")
     file = await one.finish()
     assert file is not None and file.sha256 == digest(b"hello") and tries == 3

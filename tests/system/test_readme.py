@@ -62,5 +62,6 @@ async def test_every_command_of_the_readme_does_what_it_says(shared: Stack) -> N
         outputs.append(output)
     answer = json.loads(outputs[0])
     assert answer.keys() == shown.keys() and answer["status"] == shown["status"]
-    state = json.loads(next(output for output in reversed(outputs) if output.startswith("{")))
-    assert state["current_stage"] == "STAGE_DATA_SOURCE"
+    states = [json.loads(output) for output in outputs if output.startswith("{") and '"current_stage"' in output]
+    assert states[-1]["current_stage"] == "STAGE_DATA_SOURCE", "the gate that was walked through by hand"
+    assert outputs[-1].startswith("p2") and "run " in outputs[-1], "the run that was started"

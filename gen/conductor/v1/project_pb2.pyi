@@ -745,7 +745,7 @@ class RunOptions(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     HINTS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
-    """Memory of each stage, in bytes, from 64 MiB to the Terminal's ceiling; what stages.yaml says when 0."""
+    """Memory of each stage, in bytes, from 16 MiB to the Terminal's ceiling; what stages.yaml says when 0."""
     seed: _builtins.int
     """For everything random: the same data and seed give the same answer. At most 2^31 - 1."""
     @_builtins.property
