@@ -75,8 +75,12 @@ async def test_an_objective_is_never_parsed_as_a_query(serve: Serve, objective: 
 
 
 async def test_the_same_question_gets_the_same_answer(serve: Serve, tmp_path: Path) -> None:
-    first = await serve(PROJECT / "protos", small_corpus(tmp_path / "docs"))
-    again = await serve(PROJECT / "protos", tmp_path / "docs")
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(20):
+        (other / f"{number}.md").write_text(f"# Note {number}\n\nValve {number} of the plant stands open by day.\n")
+    first = await serve(other, small_corpus(tmp_path / "docs"))
+    again = await serve(other, tmp_path / "docs")
     results = [await client.ask("When is the pump bypass closed?") for client in (first, first, again)]
     for result in results:
         result.ClearField("research_id")
