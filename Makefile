@@ -105,7 +105,7 @@ bench: setup-dev ## Measure both engines; [ARGS="--store sqlite --only throughpu
 eval-research: setup-dev ## Measure the Researcher on real questions, from documentation packages; [ARGS="--scale 100,1000"]
 	@$(BIN)/python -m bench.research $(ARGS)
 
-bench-stages: setup-dev ## Run the stages on public tables, beside what others reach; [ARGS="--only penguins --flaml --python PATH"]
+bench-stages: setup-dev ## Run the stages on public tables, beside what others reach; [ARGS="penguins credit --flaml --python PATH"]
 	@$(BIN)/python -m bench.stages $(ARGS)
 
 chaos: setup-dev ## Run the system under faults and check every promise; [ARGS="--minutes 30 --setting postgres" SOAK="--runs 10000"]
