@@ -58,6 +58,12 @@ def _candidate(name: str, **params: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
+def _young_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage has a process of its own; that of the tests has used processor time before."""
+    monkeypatch.setattr(train, "Budget", lambda seconds: Budget(seconds, since=cpu_seconds()))
+
+
+@pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     with threadpool_limits(1):
         yield
@@ -371,12 +377,12 @@ def test_a_candidate_far_dearer_than_forecast_is_stopped_and_the_budget_holds(
 ) -> None:
     monkeypatch.setattr(costs, "fitting", lambda *_: 0.05)
     monkeypatch.setattr(costs, "CLOSE_S", 0.2)
-    search = _search(tmp_path, seconds=2.0)
+    search = _search(tmp_path, seconds=6.0)
     endless = _candidate("hgb-deep", max_iter=200_000)
     found = search.run([_candidate("dummy"), _candidate("linear"), _candidate("hgb-quick"), endless])
     assert [trial.status for trial in found] == [OK, OK, OK, SKIPPED]
     assert "stopped" in found[-1].error
-    assert search.budget.used <= 2.0 * 1.1
+    assert search.budget.used <= 6.0 * 1.1
 
 
 def test_the_machine_being_slow_is_said(tmp_path: Path) -> None:
