@@ -26,6 +26,7 @@ FREE_EXPANSION = 64 * MIB  # to which any compressed file may grow
 HEAD = 4096  # bytes that tell what it is
 MAX_MEMBERS = 10_000  # of a zip file
 PIECE = MIB
+# NotImplementedError is zipfile's word for a compression it does not know.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
 
 _PACKINGS: tuple[tuple[bytes, Packing], ...] = (

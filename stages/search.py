@@ -155,7 +155,7 @@ class Search:
             raise  # the run is cancelled or out of time
         except MemoryError:
             trial.status, trial.error = FAILED, "It needs more memory than the run may use."
-        except Exception as error:
+        except Exception as error:  # whatever a library raises, the other candidates are still to be tried
             trial.status, trial.error = FAILED, _plain(error)
         else:
             self.budget.learn(forecast, cpu_seconds() - before)

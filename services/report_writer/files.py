@@ -162,7 +162,7 @@ class Folder:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 raise NotAReport("not a plain file with one name")
-        except BaseException:
+        except BaseException:  # the descriptor is nobody else's yet; it is raised on
             os.close(descriptor)
             raise
         return descriptor
