@@ -109,18 +109,17 @@ def _chosen(path: Path, chosen: str, found: str) -> str:
 
 def understand(sample: str, options: Options) -> tuple[Dialect, list[str], int, bool]:
     """Returns dialect, names, line of the names and whether they were found, from the first characters of a file."""
-    backslash = '\\"' in sample and '""' not in sample
     known = (options.delimiter,) if options.delimiter else _SEPARATORS
-    parsed = {separator: _first_rows(sample, Dialect(separator, backslash)) for separator in known}
-    delimiter = max(known, key=lambda separator: _agreement(parsed[separator]))
-    if len(known) > 1 and _agreement(parsed[delimiter])[1] < 2:
+    parsed = {separator: _quoted(sample, separator) for separator in known}
+    delimiter = max(known, key=lambda separator: _agreement(parsed[separator][1]))
+    if len(known) > 1 and _agreement(parsed[delimiter][1])[1] < 2:
         delimiter = ","
-    rows = parsed[delimiter]
+    dialect, rows = parsed[delimiter]
     if not rows:
         text = "No line of the file can be read as cells: a quote is opened and never closed."
         raise Failed("MALFORMED_ROWS", text, row=1, suggestion="Repair the first line, or choose another delimiter.")
     names, header, named = understand_rows(rows, options.header)
-    return Dialect(delimiter, backslash), names, header, named
+    return dialect, names, header, named
 
 
 def first_rows(sample: str, options: Options) -> tuple[list[str], list[list[str]]]:
@@ -130,7 +129,20 @@ def first_rows(sample: str, options: Options) -> tuple[list[str], list[list[str]
     return names, list(_Rows(lines, dialect, len(names), header, []))
 
 
-def _first_rows(sample: str, dialect: Dialect) -> list[list[str]]:
+def _quoted(sample: str, separator: str) -> tuple[Dialect, list[list[str]]]:
+    """Returns how quotes within cells are written, and the first rows.
+
+    RFC 4180 doubles them, and there a cell may end in a backslash: it is taken to escape only where that reads further.
+    """
+    doubled = Dialect(separator)
+    if '\\"' in sample:
+        escaped = Dialect(separator, backslash=True)
+        if len(_first_rows(sample, escaped, len(sample))) > len(_first_rows(sample, doubled, len(sample))):
+            return escaped, _first_rows(sample, escaped)
+    return doubled, _first_rows(sample, doubled)
+
+
+def _first_rows(sample: str, dialect: Dialect, most: int = SNIFF_ROWS) -> list[list[str]]:
     lines = io.StringIO(sample, newline="")
     whole = len(sample) < SNIFF_CHARS
     rows: list[list[str]] = []
@@ -139,7 +151,7 @@ def _first_rows(sample: str, dialect: Dialect) -> list[list[str]]:
         for row in reader:
             if row:
                 rows.append(row)
-            if len(rows) >= SNIFF_ROWS:
+            if len(rows) >= most:
                 return rows
     except csv.Error:
         return rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages import encodings, sampling, typed
@@ -119,6 +119,19 @@ def test_a_foreign_letter_far_down_is_not_overlooked(tmp_path: Path) -> None:
     assert encodings.encoding_of(path).guessed
 
 
+@pytest.mark.parametrize("rows_before", [0, 500])
+def test_quotes_escaped_by_a_backslash_are_read_where_doubling_them_makes_no_sense(
+    tmp_path: Path, rows_before: int
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("n,said\n" + '1,"plain"\n' * rows_before + '2,"say \\"hi\\", twice"\n3,"ends in \\\\"\n4,x\n')
+    table = read_text(path, Options())
+    assert list(table.rows())[rows_before:] == [["2", 'say "hi", twice'], ["3", "ends in \\"], ["4", "x"]]
+    assert not table.bad
+
+
+@example(rows=[["", "", "\\"]])
+@example(rows=[["", "\\", ""]] * 3)
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
