@@ -33,7 +33,7 @@ from client.options import (
 )
 from client.options import stage as stage_named
 from client.research import show_research, sources, verify
-from client.runs import cancel_run, start, upload
+from client.runs import cancel_run, files, start, upload
 from client.show import artifact_line, event_line, plain, state_lines, task_line
 from client.watch import watch as watch_task
 
@@ -323,6 +323,7 @@ app.add_typer(sources, name="sources")
 app.command()(verify)
 app.command()(start)
 app.command()(upload)
+app.command()(files)
 app.command("cancel-run")(cancel_run)
 app.command("research")(show_research)
 

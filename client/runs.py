@@ -1,4 +1,4 @@
-"""The commands about runs of projects: start, upload, cancel-run."""
+"""The commands about runs of projects: start, upload, files, cancel-run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +8,10 @@ from conductor.v1 import project_pb2
 from google.protobuf import json_format
 
 from client.api import DEFAULT_TARGET
+from client.files import save
 from client.options import Json, ProjectId, RequestId, Target, choices, seconds, session, stage
-from client.show import state_lines, upload_line
+from client.output import FAILED
+from client.show import file_line, plain, state_lines, upload_line
 
 
 def start(
@@ -58,6 +60,30 @@ def upload(
     with session(target, as_json) as (client, output):
         found = client.upload(project, file)
         output.message(found, [upload_line(found)])
+
+
+def files(
+    project: ProjectId,
+    to: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Save them below this folder, with the report as report.md."),
+    ] = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """List the files of a project's run, as the command artifact takes them; with --to, save those not stale."""
+    with session(target, as_json) as (client, output):
+        run = client.state(project).run
+        if to is None:
+            for artifact in run.artifacts:
+                output.message(artifact, [file_line(artifact)])
+            return
+        try:
+            for path in save(client, run, to):
+                output.fields({"path": str(path)}, [plain(str(path))])
+        except OSError as error:
+            output.note(f"{plain(str(error.filename or to))}: {error.strerror}. Save to another folder.")
+            raise typer.Exit(FAILED) from None
 
 
 def cancel_run(

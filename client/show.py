@@ -162,6 +162,12 @@ def upload_line(upload: project_pb2.DataUpload) -> str:
     return plain(f"uploads/{upload.name}  {upload.size_bytes} bytes  sha256 {upload.sha256}")
 
 
+def file_line(artifact: project_pb2.RunArtifact) -> str:
+    """Returns a file of a run on one line: its task and name, which the command `artifact` takes, and what it is."""
+    stale = "  stale" if artifact.stale else ""
+    return plain(f"{artifact.task_id} {artifact.name}  {artifact.size_bytes} bytes  {artifact.title}{stale}")
+
+
 def _state_line(state: project_pb2.ProjectState) -> str:
     return f"{plain(state.project_id)}  {stage_name(state.current_stage)}  as of {state.as_of_sequence}"
 

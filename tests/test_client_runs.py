@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2
+from google.api import httpbody_pb2
 from google.protobuf import json_format
 from typer.testing import CliRunner
 
@@ -33,6 +34,13 @@ class Scripted(conductor_pb2_grpc.ConductorServicer):
         return self.state
 
     StartProject = CancelRun = Confirm = TransitionTo = GetState = _answer
+
+    def GetReport(self, request: Any, _: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
+        return httpbody_pb2.HttpBody(data=f"# {request.task_id}".encode())
+
+    def GetArtifact(self, request: Any, _: grpc.ServicerContext) -> Iterator[httpbody_pb2.HttpBody]:
+        yield httpbody_pb2.HttpBody(data=request.task_id.encode())
+        yield httpbody_pb2.HttpBody(data=request.name.encode())
 
     def UploadData(self, requests: Iterator[Any], _: grpc.ServicerContext) -> project_pb2.DataUpload:
         content = bytearray()
@@ -149,6 +157,51 @@ def test_long_choices_are_cut() -> None:
     kind = project_pb2.STAGE_ACTION_KIND_CHOOSE
     line = choice_line(project_pb2.StageAction(kind=kind, field="c", options=[str(n) for n in range(50)]))
     assert "0|1|" in line and "|…" in line and "49" not in line
+
+
+def left(script: Scripted, task: str, name: str, *, sha256: str = "", stale: bool = False) -> None:
+    sha256 = sha256 or hashlib.sha256((task + name).encode()).hexdigest()
+    script.state.run.artifacts.add(task_id=task, name=name, title="A \x1b[31mpicture", sha256=sha256, stale=stale)
+
+
+def test_files_are_listed_as_the_command_artifact_takes_them(script: Scripted, target: str) -> None:
+    left(script, "r-1-train-1", "plot.png", stale=True)
+    assert conductor(target, "files", "p1").output.split()[:2] == ["r-1-train-1", "plot.png"]
+    assert "stale" in conductor(target, "files", "p1").output and "\x1b" not in conductor(target, "files", "p1").output
+    assert json.loads(conductor(target, "files", "p1", "--json").output)["name"] == "plot.png"
+
+
+def test_files_are_saved_where_the_report_links_to_them(script: Scripted, target: str, tmp_path: Path) -> None:
+    script.state.run.report_path = "reports/r-1-export-1.md"
+    left(script, "r-1-train-1", "old.png", stale=True)
+    left(script, "r-1-train-2", "plot.png")
+    for _ in range(2):  # what is there already is written anew
+        done = conductor(target, "files", "p1", "--to", str(tmp_path / "out"))
+        assert done.exit_code == 0, done.output
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"report.md", "r-1-train-2/plot.png"}
+    assert (tmp_path / "out" / "report.md").read_text() == "# r-1-export-1"
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "sha256"),
+    [("r-1", "a.png", "0" * 64), ("..", "a.png", ""), ("r-1", "../a", ""), ("/tmp", "a", "")],
+)
+def test_a_file_that_is_not_what_the_run_lists_is_not_saved(
+    script: Scripted, target: str, tmp_path: Path, task: str, name: str, sha256: str
+) -> None:
+    left(script, task, name, sha256=sha256)
+    done = conductor(target, "files", "p1", "--to", str(tmp_path / "out"))
+    assert done.exit_code == 1 and "BAD_ARTIFACT" in done.output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_folder_that_cannot_be_written_is_said(script: Scripted, target: str, tmp_path: Path) -> None:
+    left(script, "r-1", "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "r-1").write_text("in the way")
+    done = conductor(target, "files", "p1", "--to", str(tmp_path / "out"))
+    assert done.exit_code == 1 and "Save to another folder" in done.output
 
 
 def test_events_of_runs_have_a_line() -> None:
