@@ -55,7 +55,7 @@ class Edge:
     def _ask(self, method: str, path: str, body: bytes | str | None, headers: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection(self.address, timeout=DEADLINE_S)
         try:
-            connection.putrequest(method, path)
+            connection.putrequest(method, path, skip_host="host" in headers)
             for name, value in headers.items():
                 connection.putheader(name, value)
             data = body.encode() if isinstance(body, str) else body

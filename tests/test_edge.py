@@ -128,6 +128,14 @@ async def test_times_and_limits_agree_with_conductor() -> None:
 # JSON
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["10.1.2.3", "[::1]:8080", "LocalHost:8080", "conductor", "envoy:8080", "a.localhost", "host.docker.internal:1"],
+)
+async def test_reads_are_served_under_names_that_no_other_site_can_have(edge: Edge, host: str) -> None:
+    assert (await edge.ask("GET", "/conductor/tasks/t-9", headers={"host": host})).status == 200
+
+
 async def test_json_has_snake_case_enum_names_and_a_stable_shape(edge: Edge) -> None:
     answer = await edge.ask("GET", "/conductor/tasks/t-9")
     assert answer.status == 200
@@ -227,6 +235,8 @@ REFUSED: list[tuple[str, str, str | bytes | None, dict[str, str], int, int, str]
     ("POST", CONFIRM, "{}", {**JSON, "origin": OTHER_ORIGIN}, 403, 7, "ORIGIN_REFUSED"),
     ("POST", CONFIRM, None, {"origin": "null"}, 403, 7, "ORIGIN_REFUSED"),
     ("POST", CONFIRM, "{}", {**JSON, "origin": "http://localhost.evil.example"}, 403, 7, "ORIGIN_REFUSED"),
+    ("GET", "/conductor/tasks/a", None, {"host": "evil.example:8080"}, 403, 7, "ORIGIN_REFUSED"),
+    ("GET", "/conductor/events", None, {"host": "127.0.0.1.evil.example"}, 403, 7, "ORIGIN_REFUSED"),
     ("POST", EXECUTE, b" " * (2 * MIB + 1), JSON, 413, 3, "BODY_TOO_LARGE"),
     ("GET", "/conductor/tasks/a", None, {"x-big": "x" * 40_000}, 431, 3, "HEADERS_TOO_LARGE"),
     ("GET", "/conductor/tasks/a", None, {f"x-{i}": "1" for i in range(120)}, 431, 3, "HEADERS_TOO_LARGE"),
