@@ -15,7 +15,6 @@ from pathlib import Path
 
 PLACES = ("/usr/local/bin", "/usr/bin")
 TIMEOUT_S = 60
-FOR_OTHERS = stat.S_IROTH | stat.S_IXOTH
 
 
 def environment(folder: Path) -> tuple[Path, Path]:

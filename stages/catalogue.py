@@ -12,7 +12,6 @@ from stages.shown import listed, plain
 from stages.words import files_named, is_run, telling, words_of
 
 MAX_LOOKED = 60  # files that are opened to see their columns
-MAX_SHOWN = 20  # candidates in the result
 NAMED = 10.0  # score of a file whose full name stands in the objective
 NAME = 3.0  # of one whose name's words do
 COLUMN = 1.0  # of each column the objective names
