@@ -296,7 +296,9 @@ def transition(
 
 @app.command()
 def events(
-    after: Annotated[int | None, typer.Option(min=0, help="Start behind this sequence; 0 for all there is.")] = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Start behind this sequence; 0 for all there is.")
+    ] = None,
     project: Annotated[str | None, typer.Option(help="Only this project and its tasks.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     event_type: Annotated[list[str] | None, typer.Option("--type", help="Only this type. Repeatable.")] = None,
@@ -343,4 +345,8 @@ def admin(context: typer.Context) -> None:
 
 def main() -> None:
     """Runs the command line."""
-    app(prog_name="conductor")
+    try:
+        app(prog_name="conductor")
+    except UnicodeEncodeError:  # bytes of the command line that are no text
+        sys.stderr.write("Error: the command line is not UTF-8, and ids, names and texts have to be.\n")
+        sys.exit(2)

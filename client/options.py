@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import grpc
 import typer
 from conductor.v1 import project_pb2, researcher_pb2
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 
 from client.api import ConductorClient
 from client.errors import ConductorError
@@ -16,7 +18,7 @@ from client.output import INTERRUPTED, Output
 from client.researcher import DEFAULT_RESEARCHER, ResearcherClient
 from client.show import plain
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|)")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(s|m|h|)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 Target = Annotated[str, typer.Option(envvar="CONDUCTOR_TARGET", help="host:port of the edge or of a Conductor.")]
@@ -74,8 +76,12 @@ def choices(texts: Iterable[str]) -> dict[str, Any]:
             raise typer.BadParameter(f"{text!r}: give field=value, for example target=species")
         try:
             chosen[field] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             chosen[field] = value
+        try:
+            json_format.ParseDict({field: chosen[field]}, Struct())
+        except (json_format.Error, OverflowError):
+            raise typer.BadParameter(f"{field}: the number is too large, or the lists are too deep") from None
     return chosen
 
 

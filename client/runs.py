@@ -29,7 +29,7 @@ def start(
         typer.Option(parser=stage, metavar="STAGE", help="A gate to pass without a person. Repeatable."),
     ] = None,
     pass_all: Annotated[bool, typer.Option("--pass-all", help="Stop only where something has to be chosen.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="For everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="For everything random.")] = 0,
     hint: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="What is known already, for example target=species. Repeatable."),

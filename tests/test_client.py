@@ -45,6 +45,12 @@ def failed(script: Scripted) -> None:
     the_story(script, event(3, "conductor.task.failed", task_failed=event_pb2.TaskFailed(error=error)), task)
 
 
+def test_bytes_that_are_no_text_are_a_wrong_command_line() -> None:
+    done = subprocess.run([*COMMAND, "state", b"p\xff"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (2, "") and "not UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_execute_shows_the_story_and_the_report(script: Scripted, target: str) -> None:
     completed(script)
     done = process("execute", "why?", target=target)

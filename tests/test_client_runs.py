@@ -106,6 +106,35 @@ def test_a_choice_without_field_or_value_is_a_wrong_command_line(script: Scripte
     assert done.exit_code == 2 and "field=value" in done.output and script.requests == []
 
 
+@pytest.mark.parametrize("value", ["9" * 400, "[" * 200 + "]" * 200])
+def test_a_choice_that_cannot_be_sent_is_a_wrong_command_line(script: Scripted, target: str, value: str) -> None:
+    for command in (("confirm", "p1", "--set"), ("start", "p1", "predict", "--hint")):
+        done = conductor(target, *command, f"x={value}")
+        assert done.exit_code == 2 and "too large" in done.output and script.requests == []
+
+
+@pytest.mark.parametrize("value", ["[" * 99_999, "1" * 5000])
+def test_a_choice_that_is_no_json_is_a_text(script: Scripted, target: str, value: str) -> None:
+    assert conductor(target, "confirm", "p1", "--set", f"x={value}").exit_code == 0
+    assert json_format.MessageToDict(script.requests[0].edits) == {"x": value}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("start", "p1", "predict", "--seed", "9" * 30),
+        ("start", "p1", "predict", "--budget", "9" * 400),
+        ("execute", "why?", "--deadline", "99999999999999h"),
+        ("events", "--after", "9" * 30),
+    ],
+)
+def test_a_number_that_cannot_be_sent_is_a_wrong_command_line(
+    script: Scripted, target: str, arguments: tuple[str, ...]
+) -> None:
+    done = conductor(target, *arguments)
+    assert done.exit_code == 2 and script.requests == []
+
+
 @pytest.mark.parametrize("size", [0, 10, 700_000])
 def test_upload_sends_the_whole_file_with_its_checksum(
     script: Scripted, target: str, tmp_path: Path, size: int
