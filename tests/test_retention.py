@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from services.conductor import audit, retention
+from services.common.errors import Reason, Refusal
+from services.conductor import audit, retention, subscribe
 from services.conductor.retention import Keep, Retention, sweep
 from services.conductor.store.base import Answer, Appended, Listing, Store, StoreUnavailable
 from services.conductor.store.sqlite import SqliteStore
 from services.conductor.store.sqlite_admin import SqliteAdministration
+from services.conductor.subscribe import Filter, Subscriptions, Tail
 from tests import test_store
 from tests.conftest import Clock, every_event, until
 from tests.lives import RUNS, SECOND, golden, life, live
@@ -121,6 +123,27 @@ async def test_the_youngest_stay_by_number(store: Store, keep: int, left: int) -
     await live(store, *old(20), life("running", ends=NOW - 50 * DAY, left=1), life("p-1", "project", ends=NOW))
     assert await swept(store, Keep(tasks=keep)) == 20 - left
     assert await ids(store) == {f"old-{i:04}" for i in range(20 - left, 20)} | {"running"}
+
+
+@pytest.mark.parametrize("wanted", [Filter(), Filter(project_id="p"), Filter(task_id="old")])
+async def test_a_reader_who_fell_behind_what_goes_is_told_and_not_given_a_gap(
+    store: Store, wanted: Filter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribe, "PAGE", 2)
+    await live(store, life("old", ends=NOW - DAY, project="p"), life("kept", ends=NOW, left=1, project="p"))
+    tail = Tail(store)
+    await tail.start()
+    readers = Subscriptions(store, tail, heartbeat=10, limit=10)
+    behind, other = await readers.open(wanted, 0), await readers.open(Filter(task_id="kept"), 0)
+    seen = [(await anext(behind)).sequence, (await anext(behind)).sequence]
+    assert await swept(store, Keep(seconds=1)) == 1
+    with pytest.raises(Refusal, match="holds what is behind") as refused:
+        async with asyncio.timeout(5):
+            await anext(behind)
+    assert refused.value.error.reason == Reason.ERROR_REASON_CURSOR_OUT_OF_RANGE and seen == sorted(seen)
+    events = [event.stream_sequence for event in (await store.stream(("task", "kept"))).events]
+    assert [(await anext(other)).stream_sequence for _ in events] == events  # of what stays nothing is missing
+    await tail.close()
 
 
 async def test_both_limits_hold(store: Store) -> None:

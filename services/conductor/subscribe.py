@@ -350,9 +350,15 @@ class Subscriptions:
 
     async def _read_store(self, wanted: Filter, cursor: int) -> Page:
         page = await self._store.read(cursor, PAGE, wanted.key)
-        if cursor < page.low and not wanted.task_id:
+        if cursor < page.low and not await self._is_whole(wanted, page):
             raise _out_of_range(cursor, page.low, self._tail.head)  # pruned while this reader was behind
         return page
+
+    async def _is_whole(self, wanted: Filter, page: Page) -> bool:
+        """Tells whether nothing can be missing in a page from below `low`: of a task there is all, or nothing."""
+        if not wanted.task_id:
+            return False
+        return bool(page.events) or await self._store.row(("task", wanted.task_id)) is not None
 
     @contextlib.contextmanager
     def _beating(self, bell: Bell) -> Iterator[None]:
