@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from services.common.errors import Reason
+from services.conductor import actor as actor_module
 from services.conductor.actor import MAX_WAITING
 from services.conductor.state.task import MAX_PROGRESS
 from tests.conftest import Running, refused, start_conductor, until
@@ -97,6 +98,18 @@ async def test_a_thousand_tasks_of_one_desktop_do_not_starve_another_and_are_not
     order = [event.task_id for event in await running.events() if event.task_progress.HasField("route")]
     assert order.index(single) < 12
     assert len(boxes) <= 12
+
+
+async def test_states_of_idle_projects_are_not_all_kept_in_memory(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_module, "IDLE_PROJECTS", 3)
+    running = await start()
+    for again in range(2):
+        await asyncio.gather(*(move(running, "ProposePlan", f"p-{i}", summary=f"Plan {again}") for i in range(20)))
+        assert len(running.actor._mailboxes) <= 3
+    states = (await running.stub.ListProjects(conductor_pb2.ListProjectsRequest())).projects
+    assert [state.plan.summary for state in states] == ["Plan 1"] * 20
 
 
 async def test_a_repeated_request_takes_no_slot(start: Start, workers: Workers) -> None:
