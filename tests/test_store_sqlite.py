@@ -297,6 +297,10 @@ async def test_an_expired_request_key_is_forgotten(tmp_path: Path) -> None:
     assert await store.answer("r-1") is None
     assert isinstance(await store.append(an_append("t-2", request=a_key("r-1"))), Appended)
     assert await store.answer("r-1") is not None
+    for i in range(20):
+        await store.append(an_append(f"old-{i}", request=replace(a_key(f"old-{i}"), expires_at=1)))
+    with apsw.Connection(str(tmp_path / "log.db")) as log:  # they do not pile up
+        assert log.execute("SELECT count(*) FROM requests").fetchall()[0][0] <= 2
     await store.close()
 
 
