@@ -8,16 +8,16 @@ from typing import Any
 
 import grpc
 import pytest
-from conductor.v1 import conductor_pb2, project_pb2, researcher_pb2, task_pb2
+from conductor.v1 import conductor_pb2, project_pb2, researcher_pb2, task_pb2, terminal_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from services.common.errors import Reason
+from services.common.errors import Reason, Refusal
 from services.conductor import actor as actor_module
 from services.conductor.actor import MAX_WAITING
 from services.conductor.state.task import MAX_PROGRESS
 from tests.conftest import Running, refused, start_conductor, until
-from tests.fakes import Workers, finding, finds, hangs, research_result
+from tests.fakes import Workers, command_result, finding, finds, hangs, research_result
 from tests.test_actor import COMPLETED, Gate, Start, check_story, move, outcome_of, reason_of, start, submit
 
 __all__ = ["start"]  # a fixture
@@ -110,6 +110,30 @@ async def test_states_of_idle_projects_are_not_all_kept_in_memory(
         assert len(running.actor._mailboxes) <= 3
     states = (await running.stub.ListProjects(conductor_pb2.ListProjectsRequest())).projects
     assert [state.plan.summary for state in states] == ["Plan 1"] * 20
+
+
+async def test_who_waits_for_a_full_worker_keeps_nobody_from_another(start: Start, workers: Workers) -> None:
+    full = True
+
+    async def run(request: Any) -> Sequence[Any]:
+        if full:
+            raise Refusal(Reason.ERROR_REASON_OVER_CAPACITY, "All places are taken.")
+        return command_result()
+
+    workers.run = run
+    running = await start(max_in_flight=2, max_queued=9)
+    hints = task_pb2.Hints(capabilities=[task_pb2.CAPABILITY_TERMINAL], commands=[terminal_pb2.Command(argv=["true"])])
+    tasks = [(await submit(running, hints=hints, desktop_id="big")).task_id for _ in range(8)]
+    await until(lambda: len({request.call_id for request in workers.seen}) > 10)
+    assert (await running.ended((await submit(running)).task_id, 3)).status == COMPLETED
+    assert running.actor.room == 2 + 9 - 8, "whoever waits has a place all the same"
+    gone = tasks.pop()
+    await running.stub.CancelTask(conductor_pb2.CancelTaskRequest(task_id=gone))
+    full = False
+    for task_id in tasks:
+        assert (await running.ended(task_id, 20)).status == COMPLETED
+        check_story(await running.events(task_id))
+    await until(lambda: running.actor.room == 2 + 9)
 
 
 async def test_a_repeated_request_takes_no_slot(start: Start, workers: Workers) -> None:

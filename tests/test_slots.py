@@ -245,6 +245,7 @@ class SlotsModel(RuleBasedStateMachine):
         self.turns: list[Flow] = []
         self.expected: list[Key] = []
         self.arriving: list[Flow] = []
+        self.resting: dict[Key, Flow] = {}
 
     def serve(self) -> None:
         while self.waiting and len(self.working) < self.at_once:
@@ -261,6 +262,7 @@ class SlotsModel(RuleBasedStateMachine):
 
     @rule(name=keys, flow=flows)
     def queue(self, name: Key, flow: Flow) -> None:
+        self.resting.pop(name, None)
         if name in self.working:
             self.expected.append(name)
         elif all(name != waiting for waiting, _ in self.waiting):
@@ -276,26 +278,38 @@ class SlotsModel(RuleBasedStateMachine):
         may = name in self.working or (idle and len(self.working) < self.at_once)
         if may and name not in self.working:
             self.working.append(name)
+            self.resting.pop(name, None)
         assert self.slots.take(name) == may
 
     @rule(name=keys)
     def leave(self, name: Key) -> None:
         self.working = [other for other in self.working if other != name]
         self.waiting = [item for item in self.waiting if item[0] != name]
+        self.resting.pop(name, None)
         self.turns = [flow for flow in self.turns if any(flow == other for _, other in self.waiting)]
         self.serve()
         self.slots.leave(name)
 
+    @precondition(lambda self: self.working)
+    @rule(flow=flows, data=st.data())
+    def rest(self, flow: Flow, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.working))
+        self.working.remove(name)
+        self.resting[name] = flow
+        self.serve()
+        self.slots.rest(name, flow)
+
     @precondition(lambda self: len(self.waiting) > 5)
     @rule()
     def clear(self) -> None:
-        self.working, self.waiting, self.turns = [], [], []
+        self.working, self.waiting, self.turns, self.resting = [], [], [], {}
         self.slots.clear()
 
     @rule(flow=flows)
     def arrive(self, flow: Flow) -> None:
-        free = self.queued - len(self.waiting) - len(self.arriving)
-        own = sum(other == flow for _, other in self.waiting) + self.arriving.count(flow)
+        free = self.queued - len(self.waiting) - len(self.arriving) - len(self.resting)
+        kept = [*self.arriving, *self.resting.values()]
+        own = sum(other == flow for _, other in self.waiting) + kept.count(flow)
         may = free > 0 and own < 8 * free
         if may:
             self.arriving.append(flow)
@@ -315,9 +329,9 @@ class SlotsModel(RuleBasedStateMachine):
         if hasattr(self, "slots"):
             assert self.told == self.expected
             assert len(self.working) <= self.at_once
-            waiting = {name for name, _ in self.waiting}
+            waiting = {name for name, _ in self.waiting} | self.resting.keys()
             assert all(self.slots.waits(key(number)) == (key(number) in waiting) for number in range(16))
-            held = len(self.working) + len(self.waiting) + len(self.arriving)
+            held = len(self.working) + len(self.waiting) + len(self.arriving) + len(self.resting)
             assert self.slots.room == max(0, self.at_once + self.queued - held)
 
 

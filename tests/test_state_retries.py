@@ -56,7 +56,7 @@ def test_a_worker_is_tried_max_attempts_times_in_all_with_growing_pauses(given: 
     attempts = given or 2
     run = Run([R], max_attempts=given).play(*[GONE] * attempts)
     assert run.calls == " ".join(f"R#{n}" for n in range(1, attempts + 1)) and run.end == "WORKER_UNAVAILABLE"
-    waits = [effect.after for effect in run.effects if isinstance(effect, ProceedLater) and not effect.needs_slot]
+    waits = [effect.after for effect in run.effects if isinstance(effect, ProceedLater) and effect.after]
     assert len(waits) == attempts - 1 and waits == sorted(set(waits)) and all(0 < wait <= 5 for wait in waits)
 
 
@@ -64,7 +64,7 @@ def test_a_full_worker_is_waited_for_until_the_deadline_and_costs_no_attempt() -
     full = broke(Reason.ERROR_REASON_OVER_CAPACITY)
     run = Run([T], ONE, max_attempts=1).play(*[full] * 30)
     assert run.calls.endswith("T0#31") and not run.end.startswith("OVER")
-    waits = [effect.after for effect in run.effects if isinstance(effect, ProceedLater) and not effect.needs_slot]
+    waits = [effect.after for effect in run.effects if isinstance(effect, ProceedLater) and effect.after]
     assert len(waits) == 30 and waits == sorted(waits) and waits[-1] <= 5
     run = Run([R], max_attempts=2).play(full, full, GONE, GONE)
     assert (run.calls, run.end) == ("R#1 R#2 R#3 R#4", "WORKER_UNAVAILABLE")

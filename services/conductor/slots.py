@@ -40,6 +40,7 @@ class Slots:
         # Desktop → project → tasks. Whose turn it is comes first.
         self._waiting: OrderedDict[str, OrderedDict[str, dict[Key, None]]] = OrderedDict()
         self._flows: dict[Key, Flow] = {}  # of those that wait
+        self._resting: dict[Key, Flow] = {}  # of those that will wait again: they keep a place, and need no slot yet
         self._held: Counter[str] = Counter()  # places in the queue by desktop, reserved ones included
         self._arriving = 0
 
@@ -51,8 +52,9 @@ class Slots:
     def take(self, key: Key) -> bool:
         """Takes a slot at once, if there is one and nobody waits for it."""
         if key not in self._working:
-            if self._queued or len(self._working) >= self._max_in_flight:
+            if self._flows or self._arriving or len(self._working) >= self._max_in_flight:
                 return False
+            self._wake(key)
             self._working.add(key)
         return True
 
@@ -75,19 +77,29 @@ class Slots:
         if key in self._working:
             self._ready(key)
             return
+        self._wake(key)
         if key not in self._flows:
             desktop, project = self._flows[key] = flow
             self._held[desktop] += 1
             self._waiting.setdefault(desktop, OrderedDict()).setdefault(project, {})[key] = None
         self._fill()
 
+    def rest(self, key: Key, flow: Flow) -> None:
+        """Gives a slot to others until the task asks for one again with `queue`; its place in the queue is kept."""
+        self._working.discard(key)
+        if key not in self._flows and key not in self._resting:
+            self._resting[key] = flow
+            self._held[flow[0]] += 1
+        self._fill()
+
     def waits(self, key: Key) -> bool:
-        """Tells whether a task is in the queue."""
-        return key in self._flows
+        """Tells whether a task is in the queue, or has a place kept there."""
+        return key in self._flows or key in self._resting
 
     def leave(self, key: Key) -> None:
         """Gives back what a task has: its slot, or its place in the queue."""
         self._working.discard(key)
+        self._wake(key)
         if key in self._flows:
             self._drop(key)
         self._fill()
@@ -97,10 +109,12 @@ class Slots:
         self._working.clear()
         for key in list(self._flows):
             self._drop(key)
+        for key in list(self._resting):
+            self._wake(key)
 
     @property
     def _queued(self) -> int:
-        return len(self._flows) + self._arriving
+        return len(self._flows) + len(self._resting) + self._arriving
 
     def _fill(self) -> None:
         while self._waiting and len(self._working) < self._max_in_flight:
@@ -122,6 +136,10 @@ class Slots:
         if not projects:
             del self._waiting[desktop]
         self._give_back(desktop)
+
+    def _wake(self, key: Key) -> None:
+        if (flow := self._resting.pop(key, None)) is not None:
+            self._give_back(flow[0])
 
     def _give_back(self, desktop: str) -> None:
         self._held[desktop] -= 1

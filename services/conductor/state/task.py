@@ -263,7 +263,8 @@ def _after_failure(draft: _Draft, result: event_pb2.WorkerResult) -> None:
         _fail(draft, _deadline_passed(state))
     elif error.retryable and _may_repeat(state, error) and _attempts_left(state, error):
         wait = min(BACKOFF_S * 2 ** min(state.attempts - 1, MAX_DOUBLINGS), MAX_BACKOFF_S)
-        draft.effects.append(ProceedLater(wait))
+        # Who waits for a worker that is full or away must not keep those from theirs who want another.
+        draft.effects.append(ProceedLater(wait, needs_slot=error.reason in NEVER_RAN))
     elif result.capability == Capability.CAPABILITY_RESEARCHER and error.reason in FALLBACK and _may_fall_back(state):
         _fall_back(draft, event_pb2.ROUTE_REASON_RESEARCHER_UNAVAILABLE, "the Researcher is unavailable")
     else:
