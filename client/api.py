@@ -116,9 +116,13 @@ class ConductorClient:
         """Returns the report of a completed task: `data` is markdown in UTF-8."""
         return self._connection.repeated(self._stub.GetReport, conductor_pb2.GetTaskReportRequest(task_id=task_id))
 
-    def artifact(self, task_id: str, name: str) -> Iterator[bytes]:
-        """Yields a file of a task as it comes, such as all that a command wrote; `get_task` lists the names."""
-        request = conductor_pb2.GetTaskArtifactRequest(task_id=task_id, name=name)
+    def artifact(self, task_id: str, name: str, project_id: str = "") -> Iterator[bytes]:
+        """Yields a file of a task as it comes, such as all that a command wrote; `get_task` lists the names.
+
+        Args:
+            project_id: the project whose run lists the file; it is there also when the task is kept no more.
+        """
+        request = conductor_pb2.GetTaskArtifactRequest(task_id=task_id, name=name, project_id=project_id)
         return (body.data for body in self._connection.streamed(self._stub.GetArtifact, request))
 
     # Projects
@@ -272,7 +276,15 @@ class ConductorClient:
         )
         return self._connection.repeated(self._stub.CancelRun, request)
 
-    def upload(self, project_id: str, path: Path, timeout: float = UPLOAD_S) -> project_pb2.DataUpload:
+    def upload(
+        self,
+        project_id: str,
+        path: Path,
+        *,
+        timeout: float = UPLOAD_S,
+        correlation_id: str | None = None,
+        scope: task_pb2.Scope | None = None,
+    ) -> project_pb2.DataUpload:
         """Uploads a file of data to a project. A run calls it `uploads/<name>` then.
 
         Args:
@@ -283,7 +295,9 @@ class ConductorClient:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            first = conductor_pb2.UploadDataRequest(project_id=project_id, name=path.name, sha256=sha256)
+            first = conductor_pb2.UploadDataRequest(
+                project_id=project_id, name=path.name, sha256=sha256, correlation_id=correlation_id, scope=scope
+            )
             return self._connection.once(self._stub.UploadData, _pieces(first, file), timeout)
 
     # Events

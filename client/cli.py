@@ -201,12 +201,15 @@ def report(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False)
 def artifact(
     task: TaskId,
     name: Annotated[str, typer.Argument(metavar="NAME", help="As conductor task shows it: command-1.stdout")],
+    project: Annotated[
+        str, typer.Option(help="The project whose run lists the file; its task may be kept no more.")
+    ] = "",
     target: Target = DEFAULT_TARGET,
 ) -> None:
     """Write a file of a task to standard output, what a command wrote or findings.json: as it is, to a terminal with
     controls visible."""
     with session(target, False) as (client, output):
-        for data in client.artifact(task, name):
+        for data in client.artifact(task, name, project):
             output.raw(data)
 
 

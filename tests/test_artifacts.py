@@ -123,6 +123,7 @@ def test_a_repeat_of_any_piece_and_of_the_whole_changes_nothing(writer: Writer, 
     after = (writer.root / task / NAME).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     send(writer, task, discard=True)  # what is finished stays
+    send(writer, task, discard=True, sha256="0" * 64)  # also when another is meant
     assert (writer.root / task / NAME).read_bytes() == content
 
 
@@ -303,6 +304,19 @@ def test_a_disk_that_takes_no_more_is_a_typed_failure_and_others_go_on(tmp_path:
                 store(writer, "large", b"x" * 140_000, piece)
         assert store(writer, "small", b"fits").artifact.size_bytes == 4
         assert temporaries(writer.root) == [] and not (writer.root / "large" / NAME).exists()
+
+
+def test_what_is_named_by_its_sum_is_removed_whole_or_not(writer: Writer, task: str) -> None:
+    content = os.urandom(100_000)
+    store(writer, task, content)
+    store(writer, task, b"other", name="other")
+    send(writer, task, data=b"half of another")
+    for _ in range(2):
+        send(writer, task, discard=True, sha256=digest(content))
+        assert names(writer.root / task) == ["other"] and parts(writer) == []
+    send(writer, task, "other", discard=True, sha256=digest(b"other"))
+    assert not (writer.root / task).exists()
+    store(writer, task, content)  # and can be stored again
 
 
 def test_what_was_never_finished_is_removed_after_a_day(tmp_path: Path) -> None:

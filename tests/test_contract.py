@@ -50,7 +50,10 @@ EDGE: dict[str, list[tuple[str, str]]] = {
     "ListTasks": [("get", "/conductor/tasks")],
     "CancelTask": [("post", "/conductor/tasks/{task_id}:cancel")],
     "GetReport": [("get", "/conductor/tasks/{task_id}/report")],
-    "GetArtifact": [("get", "/conductor/tasks/{task_id}/artifacts/{name}")],
+    "GetArtifact": [
+        ("get", "/conductor/tasks/{task_id}/artifacts/{name}"),
+        ("get", "/api/projects/{project_id}/artifacts/{task_id}/{name}"),
+    ],
     "GetState": [("get", "/api/projects/{project_id}/state")],
     "ListProjects": [("get", "/api/projects")],
     "TransitionTo": [("post", "/api/projects/{project_id}/transition")],

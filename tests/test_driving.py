@@ -60,11 +60,22 @@ async def test_a_task_that_was_never_made_is_made(
 ) -> None:
     with monkeypatch.context() as patch:
         lost = lose(patch, SubmitStage)
-        state = await project.start()
+        state = await project.start(scope=task_pb2.Scope(user_id="ada", desktop_id="desk"), correlation_id="c-1")
         assert len(lost) == 1
-    assert await running.events(task_id=stage_of(state, "PARSE_INTENT").task_id) == []
+    task_id = stage_of(state, "PARSE_INTENT").task_id
+    assert await running.events(task_id=task_id) == []
     await looked(running)
     await project.gate("PARSE_INTENT")
+    with monkeypatch.context() as patch:
+        lost = lose(patch, SubmitStage)
+        state = await project.confirm(scope=task_pb2.Scope(user_id="bob", desktop_id="other"))
+        assert len(lost) == 1
+    await looked(running)
+    await project.gate("DATA_SOURCE")
+    for number, who in ((1, ("ada", "desk")), (2, ("bob", "other"))):
+        story = await running.events(task_id=state.stages[number - 1].task_id)
+        assert {(event.scope.user_id, event.scope.desktop_id) for event in story} == {who}
+        assert {event.correlation_id for event in story} == {"c-1"}
 
 
 async def test_an_end_that_was_never_told_is_told(

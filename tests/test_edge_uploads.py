@@ -130,6 +130,9 @@ async def test_a_file_is_taken_as_it_is_whatever_its_type(edge: Edge) -> None:
     ]
     assert told == [f"f{number}.csv" for number in range(5)]
     assert edge.kept() == [PENGUINS] * 5
+    assert (await edge.upload("f.csv?scope.user_id=ada&scope.desktop_id=desk&correlation_id=c-7", PENGUINS))[0] == 200
+    [*_, event] = await edge.conductor.events(project_id=edge.project)
+    assert (event.scope.user_id, event.scope.desktop_id, event.correlation_id) == ("ada", "desk", "c-7")
 
 
 async def test_more_than_the_edge_buffers_comes_whole_with_and_without_a_length(edge: Edge) -> None:

@@ -13,10 +13,10 @@ from services.common.errors import Reason, typed
 from services.conductor.machines import MACHINES
 from services.conductor.protocol import (
     SECOND,
+    BeginStage,
     CancelStage,
     Given,
     RecordUpload,
-    Resume,
     StageEnded,
     StartRun,
     SubmitStage,
@@ -390,10 +390,10 @@ def test_what_is_kept_is_bounded() -> None:
 
 def test_resume_begins_what_is_in_progress_and_nothing_else() -> None:
     walk = Walk().to(3)
-    assert submits(walk.do(Resume())) == [walk.stage.task_id] and not walk.last.events
-    assert not walk.ended(outcome()).do(Resume()).last.effects
-    assert not walk.do(CANCEL).do(Resume()).last.effects
-    assert not Walk().do(Resume()).last.effects
+    assert submits(walk.do(BeginStage())) == [walk.stage.task_id] and not walk.last.events
+    assert not walk.ended(outcome()).do(BeginStage()).last.effects
+    assert not walk.do(CANCEL).do(BeginStage()).last.effects
+    assert not Walk().do(BeginStage()).last.effects
 
 
 # ---- the model ----
@@ -505,7 +505,7 @@ class RunMachine(Machine):
             self.status = "cancelled" if accepted else self.status
 
     def crash(self, _: Any) -> None:
-        found, _identity = self.tell(Resume())
+        found, _identity = self.tell(BeginStage())
         again = [effect.task_id for effect in found.effects if isinstance(effect, SubmitStage)]
         assert again == (self.tasks[-1:] if self.status == "running" else []) and not found.events
 

@@ -69,8 +69,8 @@ async def check_replay(running: Running, project: Project) -> None:
     assert frozen(state) == frozen(shown)
 
 
-async def file_of(running: Running, task_id: str, name: str) -> bytes:
-    request = conductor_pb2.GetTaskArtifactRequest(task_id=task_id, name=name)
+async def file_of(running: Running, task_id: str, name: str, project_id: str = "") -> bytes:
+    request = conductor_pb2.GetTaskArtifactRequest(task_id=task_id, name=name, project_id=project_id)
     return b"".join([piece.data async for piece in running.stub.GetArtifact(request)])
 
 
@@ -550,4 +550,11 @@ async def test_a_run_goes_on_when_its_ended_tasks_are_kept_no_more(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await file_of(running, stage_of(state, "PARSE_INTENT").task_id, "result.json")
     assert reason_of(caught.value) == Reason.ERROR_REASON_TASK_NOT_FOUND
+    for file in state.run.artifacts:  # whatever the run lists is there as long as it lists it
+        data = await file_of(running, file.task_id, file.name, project_id="p")
+        assert hashlib.sha256(data).hexdigest() == file.sha256
+    for others in ({"name": "other.txt"}, {"project_id": "q"}, {"task_id": "unknown"}):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await file_of(running, **{"task_id": file.task_id, "name": file.name, "project_id": "p", **others})
+        assert reason_of(caught.value) == Reason.ERROR_REASON_REPORT_NOT_FOUND
     await check_replay(running, project)

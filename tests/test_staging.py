@@ -163,6 +163,24 @@ async def test_earlier_files_are_brought_and_stale_ones_are_not(desk: Desk, plac
     assert caught.value.error.reason == Reason.ERROR_REASON_REPORT_NOT_FOUND
 
 
+async def test_what_an_attempt_noted_is_there_for_the_next_one(desk: Desk, places: Places) -> None:
+    send = desk.keeper.send("c")
+    kept = []
+    for number in (1, 2):
+        data = json.dumps([number]).encode()
+        note = project_pb2.RunArtifact(stage_id=1, task_id=f"t-{number}", name="looks.json", size_bytes=len(data))
+        note.media_type, note.sha256, note.stale = "application/json", hashlib.sha256(data).hexdigest(), True
+        store = {"task_id": note.task_id, "name": note.name, "data": data, "sha256": note.sha256}
+        await send(report_writer_pb2.WriteArtifactRequest(**store), 5)
+        kept.append(note)
+    await desk.do(desk.stage(artifacts=kept))
+    [room] = places.rooms()
+    assert json.loads((room / "parse-intent" / "looks.json").read_text()) == [2]
+    (room / "parse-intent" / "looks.json").write_text("[3]")  # of an attempt that came to grief: newer than any kept
+    await desk.do(desk.stage(artifacts=kept), task_id="another")
+    assert json.loads((room / "parse-intent" / "looks.json").read_text()) == [3]
+
+
 async def test_leaving_a_call_kills_its_program(desk: Desk) -> None:
     doing = asyncio.create_task(desk.do(desk.stage({"PARSE_INTENT": "sleep"})))
     await until(lambda: desk.told)

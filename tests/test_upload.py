@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conductor.v1 import conductor_pb2, error_pb2, project_pb2, report_writer_pb2
+from conductor.v1 import conductor_pb2, error_pb2, project_pb2, report_writer_pb2, task_pb2
 from google.api import httpbody_pb2
 
 from services.common.errors import Reason, Refusal
@@ -33,6 +33,8 @@ class Keeper:
     async def __call__(self, request: report_writer_pb2.WriteArtifactRequest) -> Any:
         if request.discard:
             self.parts.pop(request.task_id, None)
+            if self.whole.get(request.task_id) is not None and sha256(self.whole[request.task_id]) == request.sha256:
+                del self.whole[request.task_id]
             return [report_writer_pb2.WriteArtifactResponse()]
         if self._failing is not None and request.offset >= self._failing:
             raise Refusal(self._reason, "The disk is full.")
@@ -190,6 +192,42 @@ async def test_a_caller_who_leaves_takes_the_upload_with_him(conductor: Running,
     call.cancel()
     await until(lambda: not keeper.parts)
     assert not keeper.whole and await listed(conductor) == []
+
+
+async def test_a_caller_who_leaves_before_the_answer_leaves_nothing(conductor: Running, workers: Workers) -> None:
+    keeper, go = Keeper(), asyncio.Event()
+
+    async def slow(request: report_writer_pb2.WriteArtifactRequest) -> Any:
+        if request.sha256 and not request.discard:
+            await go.wait()
+        return await keeper(request)
+
+    for size in (10, 3 * PIECE_BYTES):
+        go.clear()
+        workers.store = slow
+        workers.pieces.clear()
+        call = conductor.stub.UploadData(iter(pieces(b"x" * size)))
+        await until(lambda: any(piece.sha256 for piece in workers.pieces))
+        call.cancel()
+        await asyncio.wait([asyncio.ensure_future(call.code())])
+        for _ in range(5):  # by the time of these answers it is known that he has left
+            await listed(conductor)
+        go.set()  # it is stored when nobody waits for it any more
+        await until(lambda: any(piece.discard for piece in workers.pieces))
+        await until(lambda: not keeper.whole and not keeper.parts)
+    assert await listed(conductor) == []
+
+
+async def test_an_upload_is_on_somebodys_behalf(conductor: Running, workers: Workers) -> None:
+    scope = task_pb2.Scope(desktop_id="desk", session_id="s", thread_id="t", user_id="ada")
+    first = pieces(b"x")[0]
+    first.scope.CopyFrom(scope)
+    first.correlation_id = "c-7"
+    await upload(conductor, [first])
+    await upload(conductor, pieces(b"y"))
+    with_scope, without = await conductor.events(project_id="p")
+    assert with_scope.scope == scope and with_scope.correlation_id == "c-7"
+    assert without.scope == task_pb2.Scope(desktop_id="default") and without.correlation_id
 
 
 async def test_a_store_that_hangs_holds_up_no_other_upload(conductor: Running, workers: Workers) -> None:

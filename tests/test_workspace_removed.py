@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from services.common.errors import Reason, Refusal
 from services.terminal import folders, workspace
+from services.terminal.rooms import Rooms
 from tests.hostile import as_root, canary, chain, few_files, fill, listed, needs_root, place, root, swapping
 from tests.terminals import REPOSITORY
 from tests.workspaces_at_hand import DEEP, KEPT, A, B, owners, top
@@ -102,6 +104,20 @@ def test_a_command_cannot_make_a_named_one_look_unused(root: int, top: Path) -> 
     workspace.adopt(root, KEPT, 0).close()
     os.utime(top / KEPT, (1, 1))
     assert workspace.sweep(root, 3600, time.time()).kept == 0
+
+
+def test_a_named_one_that_is_used_now_and_then_is_not_removed_in_between(root: int, top: Path) -> None:
+    rooms = Rooms(3600)
+    rooms._root = root
+    rooms.remove("none", 60)
+    rooms.give_back(rooms.take("a", 0))
+    for _ in range(2):  # to ask is no use
+        with pytest.raises(Refusal) as caught:
+            rooms.remove("a", 60)
+        assert caught.value.error.reason == Reason.ERROR_REASON_OVER_CAPACITY
+    pass_time(workspace.kept(root)[0].used_at)
+    rooms.remove("a", 0.01)
+    assert listed(root) == []
 
 
 def pass_time(since: float) -> None:

@@ -11,6 +11,7 @@ from services.common.config import ConductorSettings, load
 from services.common.server import Service, run
 from services.conductor.actor import Actor
 from services.conductor.api import ConductorApi
+from services.conductor.cleaning import Cleaning
 from services.conductor.driving import Driving
 from services.conductor.intake import Intake
 from services.conductor.lease import Lease
@@ -53,6 +54,9 @@ async def serve(stop: asyncio.Event) -> None:
     )
     tail = Tail(store)
     tail.on_read(actor.saw)
+    cleaning = Cleaning(store, router.clear_run, router.keep_for)
+    store.on_commit(cleaning.saw)
+    tail.on_read(cleaning.saw)
     await tail.start()
     subscriptions = Subscriptions(store, tail, settings.heartbeat, settings.max_streams)
     conductor_pb2_grpc.add_ConductorServicer_to_server(
@@ -69,6 +73,7 @@ async def serve(stop: asyncio.Event) -> None:
     resumed = await actor.start()
     driving = Driving(store, actor)
     driving.start()
+    cleaning.start()
     retention = Retention(store, Keep(settings.keep_for, settings.keep_tasks), time.time_ns)
     retention.start()
     await service.start()
@@ -78,6 +83,7 @@ async def serve(stop: asyncio.Event) -> None:
     await service.drain()
     await asyncio.sleep(settings.drain)
     await driving.close()
+    await cleaning.close()
     await retention.close()
     await tail.close()
     await actor.stop()

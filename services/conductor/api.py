@@ -97,7 +97,10 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
     async def GetArtifact(
         self, request: conductor_pb2.GetTaskArtifactRequest, context: Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
-        file = _artifact(await self._views.task(request.task_id), request.name)
+        if request.project_id:
+            file = _of_run(await self._views.project(request.project_id), request.task_id, request.name)
+        else:
+            file = _artifact(await self._views.task(request.task_id), request.name)
         async for data in self._reports.read_artifact(request.task_id, file, correlation_id.get()):
             yield httpbody_pb2.HttpBody(content_type=file.media_type, data=data)
 
@@ -149,7 +152,13 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
             if not getattr(first, field):
                 raise _invalid(field, "must be given on the first message")
         upload = await self._intake.take(first, requests, correlation_id.get())
-        await self._ask(first.project_id, RecordUpload(upload), Caller(correlation_id.get()))
+        caller = Caller(correlation_id.get(), _scope(first))
+        try:
+            await self._ask(first.project_id, RecordUpload(upload), caller)
+        except Refusal as refusal:
+            if refusal.error.reason != Reason.ERROR_REASON_STORE_UNAVAILABLE:  # then it may be listed after all
+                await self._intake.forget(upload, correlation_id.get())
+            raise
         return upload
 
     # ---- events ----
@@ -227,10 +236,14 @@ def _invalid(field: str, what: str) -> Refusal:
 
 
 def _caller(request: Any) -> Caller:
+    return Caller(correlation_id.get(), _scope(request), request.request_id)
+
+
+def _scope(request: Any) -> task_pb2.Scope:
     scope = task_pb2.Scope()
     scope.CopyFrom(request.scope)
     scope.desktop_id = scope.desktop_id or DEFAULT_DESKTOP
-    return Caller(correlation_id.get(), scope, request.request_id)
+    return scope
 
 
 def _artifact(task: task_pb2.Task, name: str) -> report_writer_pb2.Artifact:
@@ -240,6 +253,15 @@ def _artifact(task: task_pb2.Task, name: str) -> report_writer_pb2.Artifact:
         return found
     why = "It has none of this name; Task.artifacts lists them." if found is None else found.error.message
     text = f"Task {task.task_id} has no artefact {name}. {why}"
+    raise Refusal(Reason.ERROR_REASON_REPORT_NOT_FOUND, text, path=name)
+
+
+def _of_run(state: project_pb2.ProjectState, task_id: str, name: str) -> report_writer_pb2.Artifact:
+    """Returns a file that a project's run lists. Raises REPORT_NOT_FOUND."""
+    for file in state.run.artifacts:
+        if (file.task_id, file.name) == (task_id, name):
+            return report_writer_pb2.Artifact(name=name, sha256=file.sha256, media_type=file.media_type)
+    text = f"The run of {state.project_id} lists no file {name} of task {task_id}; run.artifacts of the state has all."
     raise Refusal(Reason.ERROR_REASON_REPORT_NOT_FOUND, text, path=name)
 
 

@@ -16,7 +16,7 @@ from conductor.v1 import project_pb2, task_pb2
 
 from services.conductor.errands import addressed
 from services.conductor.mailbox import Caller
-from services.conductor.protocol import CancelStage, Command, Resume, Retell
+from services.conductor.protocol import BeginStage, CancelStage, Command, Retell
 from services.conductor.state import run, task_state
 from services.conductor.store.base import Key, Listing, Store, StoreUnavailable
 
@@ -89,9 +89,16 @@ class Driving:
         caller = Caller(state.run.correlation_id)
         row = await self._store.row(("task", task_id))
         if row is None:
-            self._actor.mention(("project", state.project_id), Resume(), caller)
+            begin = BeginStage(await self._scope_of(state.project_id, task_id))
+            self._actor.mention(("project", state.project_id), begin, caller)
         elif task_pb2.Task.FromString(row.state).status in task_state.TERMINAL:
             self._actor.mention(("task", task_id), Retell(), caller)
+
+    async def _scope_of(self, project_id: str, task_id: str) -> task_pb2.Scope:
+        """Returns on whose behalf a stage was begun, from the event that names its task."""
+        stream = await self._store.stream(("project", project_id))
+        begun = (event for event in reversed(stream.events) if event.stage_status.task_id == task_id)
+        return next((event.scope for event in begun), task_pb2.Scope())
 
     async def _look_after(self, task: task_pb2.Task) -> None:
         row = await self._store.row(("project", task.project_id))

@@ -1,11 +1,15 @@
 """Takes in data that somebody uploads to a project: piece by piece to the ReportWriter, known only when it is whole."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 
 from conductor.v1 import conductor_pb2, project_pb2, report_writer_pb2
 
 from services.common.errors import Reason, Refusal
 from services.conductor.upload import PIECE_S, Send, Upload
+
+log = logging.getLogger(__name__)
 
 UPLOADED = "data"  # how the ReportWriter calls the file of an upload
 
@@ -30,16 +34,26 @@ class Intake:
         self, first: conductor_pb2.UploadDataRequest, rest: Requests, correlation_id: str
     ) -> project_pb2.DataUpload:
         """Returns the upload once it is durable. Raises Refusal; then nothing of it is left."""
-        upload_id, send = self._new_id(), self._send(correlation_id)
-        upload = Upload(send, upload_id, UPLOADED)
+        upload_id = self._new_id()
+        upload = Upload(self._send(correlation_id), upload_id, UPLOADED)
         try:
             stored = await self._stored(upload, first, rest)
-        finally:
-            if (left := upload.give_up()) is not None:
-                await send(left, PIECE_S)
+        except BaseException:  # also that its caller has left; it is raised on
+            upload.give_up()
+            if upload.tried:
+                left = project_pb2.DataUpload(upload_id=upload_id, sha256=upload.sha256)
+                await self.forget(left, correlation_id)
+            raise
         return project_pb2.DataUpload(
             name=first.name, size_bytes=stored.size_bytes, sha256=stored.sha256, upload_id=upload_id
         )
+
+    async def forget(self, upload: project_pb2.DataUpload, correlation_id: str) -> None:
+        """Removes what is stored of an upload that no project lists. What cannot be removed stays, and is logged."""
+        try:
+            await self._send(correlation_id)(removal(upload), PIECE_S)
+        except Refusal as refusal:
+            log.warning("upload %s is left behind: %s", upload.upload_id, refusal)
 
     async def _stored(
         self, upload: Upload, first: conductor_pb2.UploadDataRequest, rest: Requests
@@ -58,11 +72,22 @@ class Intake:
         if first.sha256 and first.sha256 != upload.sha256:
             text = f"The upload has the SHA-256 {upload.sha256}, not the one it should have. Send it again."
             raise _refused(text, sha256=upload.sha256)
-        stored = await upload.finish()
+        finishing = asyncio.ensure_future(upload.finish())
+        try:
+            stored = await asyncio.shield(finishing)
+        finally:
+            await asyncio.wait([finishing])  # what is still on its way could not be removed
         assert stored is not None  # noqa: S101  only nothing gives None
         if stored.HasField("error"):
             raise Refusal.passing_on(stored.error)
         return stored
+
+
+def removal(upload: project_pb2.DataUpload) -> report_writer_pb2.WriteArtifactRequest:
+    """Returns what tells the ReportWriter to remove an upload, whole or not."""
+    return report_writer_pb2.WriteArtifactRequest(
+        task_id=upload.upload_id, name=UPLOADED, sha256=upload.sha256, discard=True
+    )
 
 
 def _refused(text: str, **metadata: object) -> Refusal:

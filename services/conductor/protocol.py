@@ -121,6 +121,13 @@ class StageEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginStage:
+    """Has the task made that does the stage in progress, unless it is there. `scope`: on whose behalf."""
+
+    scope: task_pb2.Scope = field(default_factory=task_pb2.Scope)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordUpload:
     """Data was uploaded and is durable."""
 
@@ -131,7 +138,7 @@ ProjectCommand: TypeAlias = (
     StartRun
     | StageEnded
     | RecordUpload
-    | Resume
+    | BeginStage
     | conductor_pb2.CancelRunRequest
     | conductor_pb2.TransitionToRequest
     | conductor_pb2.WaitForConfirmationRequest
@@ -190,7 +197,7 @@ class ProceedLater:
 
     Attributes:
         after: seconds to wait first.
-        needs_slot: whether the task has to wait for a free slot as well.
+        needs_slot: whether the task has to wait for a free slot as well. One that it has goes to others meanwhile.
     """
 
     after: float

@@ -26,7 +26,7 @@ from services.conductor.lines import Answer, Lines, Method, single
 from services.conductor.output import SUFFIXES, Output
 from services.conductor.pieces import INTERVAL_S, Pieces
 from services.conductor.protocol import Answered, CallWorker, Command, Progressed
-from services.conductor.staging import Stages
+from services.conductor.staging import ASK_S, Stages
 from services.conductor.upload import PIECE_S, Send, Upload
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,15 @@ class GrpcRouter:
         except grpc.aio.AioRpcError as error:
             cause = _error_of(error, Capability.CAPABILITY_REPORT_WRITER, ARTIFACT_READ_S)
             raise Refusal.passing_on(cause) from error
+
+    async def clear_run(self, run_id: str, correlation_id: str) -> None:
+        """Removes the folder of a run at the Terminal. Raises Refusal, OVER_CAPACITY while it is in use."""
+        terminal = Capability.CAPABILITY_TERMINAL
+        try:
+            await self._connected(terminal)
+            await self._stages.clear(run_id, correlation_id)
+        except grpc.aio.AioRpcError as error:
+            raise Refusal.passing_on(_error_of(error, terminal, ASK_S)) from error
 
     # ---- one call ----
 

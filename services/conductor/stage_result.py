@@ -39,6 +39,7 @@ MIB = 1024 * 1024
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 BINARY = "application/octet-stream"
+NOTES = "application/json"
 # What a browser may be told of a file that a program made; everything else is bytes to it, and runs nothing.
 MEDIA_TYPES = frozenset(
     {
@@ -267,6 +268,16 @@ def _name(call: event_pb2.StageCall) -> str:
 def path_of(file: project_pb2.RunArtifact) -> str:
     """Returns where a stage's file lies in the folder of the run."""
     return f"{folder_of(file.stage_id)}/{file.name}"
+
+
+def notes(call: event_pb2.StageCall) -> Sequence[project_pb2.RunArtifact]:
+    """Returns what earlier attempts at the stage noted for later ones: the newest of each JSON file but its result."""
+    files = {
+        file.name: file
+        for file in call.run.artifacts
+        if file.stage_id == call.stage_id and file.media_type == NOTES and file.name != RESULT
+    }
+    return [file for file in files.values() if file.size_bytes <= MAX_RESULT_BYTES]
 
 
 def chosen_data(call: event_pb2.StageCall) -> Sequence[project_pb2.DataUpload]:

@@ -27,6 +27,7 @@ from services.conductor.telling import Telling
 from services.conductor.upload import Send, Upload
 
 PIECE_BYTES = 256 * 1024
+UNUSED_S = 5  # seconds after which nobody is at work with a run's folder any more
 FILE_S = 600.0  # for one file to be read or written
 ASK_S = 30.0
 STDERR_BYTES = 64 * 1024  # the end of it, of a program that crashed
@@ -67,7 +68,7 @@ class Stages:
     async def do(self, call: CallWorker, stage: event_pb2.StageCall, tell: Tell) -> event_pb2.WorkerResult:
         """Does it. Raises AioRpcError and Refusal when the Terminal or the ReportWriter cannot be used."""
         task_id = call.place.task_id if call.place is not None else call.call_id
-        room = _Room(self._terminal, f"run-{stage.run.run_id}", stage.run.correlation_id)
+        room = self._room(stage.run.run_id, stage.run.correlation_id)
         keep = _Keeping(room, self._send(stage.run.correlation_id), stage, task_id)
         try:
             await self._bring(room, stage)
@@ -89,6 +90,13 @@ class Stages:
             error = stage_result.no_result(stage, str(why))
             return event_pb2.WorkerResult(error=error, stage=await keep.crash(errors))
 
+    async def clear(self, run_id: str, correlation_id: str) -> None:
+        """Removes the folder of a run that has ended. Raises AioRpcError, OVER_CAPACITY while it is in use."""
+        await self._room(run_id, correlation_id).clear(UNUSED_S)
+
+    def _room(self, run_id: str, correlation_id: str) -> "_Room":
+        return _Room(self._terminal, f"run-{run_id}", correlation_id)
+
     async def _bring(self, room: "_Room", stage: event_pb2.StageCall) -> None:
         """Makes sure that the run's folder has what the stage may need."""
         abilities = await room.abilities()
@@ -97,11 +105,15 @@ class Stages:
                 await self._restore(room, stage_result.path_of(file), file.task_id, file.name, file.sha256)
         for upload in stage_result.chosen_data(stage):
             await self._restore(room, f"uploads/{upload.name}", upload.upload_id, UPLOADED, upload.sha256)
+        for file in stage_result.notes(stage):
+            path = stage_result.path_of(file)
+            if await room.sha256(path) is None:  # one that is there may be newer
+                await self._restore(room, path, file.task_id, file.name, file.sha256)
         document = stage_result.envelope(stage, abilities.data_folders)
         await room.write(ENVELOPE, _once(document), hashlib.sha256(document).hexdigest())
 
     async def _restore(self, room: "_Room", path: str, task_id: str, name: str, sha256: str) -> None:
-        if await room.has(path, sha256):
+        if await room.sha256(path) == sha256:
             return
         file = report_writer_pb2.Artifact(name=name, sha256=sha256)
         async with contextlib.aclosing(self._fetch(task_id, file, room.correlation_id)) as data:
@@ -141,19 +153,21 @@ class _Room:
         told: terminal_pb2.GetCapabilitiesResponse = await self._one(ABILITIES, terminal_pb2.GetCapabilitiesRequest())
         return told
 
-    async def has(self, path: str, sha256: str) -> bool:
-        """Tells whether a file is there with this content."""
+    async def sha256(self, path: str) -> str | None:
+        """Returns the SHA-256 of a file; None when there is none."""
         try:
             found = await self._one(STAT, terminal_pb2.ReadFileRequest(workspace=self._workspace, path=path))
         except grpc.aio.AioRpcError as error:
             if not _says(error, Reason.ERROR_REASON_FILE_NOT_FOUND):
                 raise
-            return False
-        return bool(found.sha256 == sha256)
+            return None
+        return str(found.sha256)
 
-    async def clear(self) -> None:
-        """Removes the folder with all it holds."""
-        await self._one(REMOVE, terminal_pb2.RemoveWorkspaceRequest(workspace=self._workspace))
+    async def clear(self, unused_s: int = 0) -> None:
+        """Removes the folder with all it holds, unless it was used within so many seconds."""
+        request = terminal_pb2.RemoveWorkspaceRequest(workspace=self._workspace)
+        request.unused_for.FromSeconds(unused_s)
+        await self._one(REMOVE, request)
 
     async def read(self, path: str) -> Bytes:
         """Yields a file's content."""

@@ -38,12 +38,18 @@ class Upload:
         self._sender: asyncio.Task[None] | None = None
         self._error: error_pb2.TypedError | None = None
         self._begun = False  # something of it may be at the ReportWriter, under no final name
+        self._tried = False
         self._over = False
 
     @property
     def sha256(self) -> str:
         """SHA-256 of what was added so far, or until there was an error."""
         return self._sha256.hexdigest()
+
+    @property
+    def tried(self) -> bool:
+        """Whether something of it may be at the ReportWriter: some pieces, or all of it."""
+        return self._tried
 
     @property
     def error(self) -> error_pb2.TypedError | None:
@@ -105,7 +111,7 @@ class Upload:
         request = report_writer_pb2.WriteArtifactRequest(
             task_id=self._task_id, name=self._name, offset=self._sent, data=data, sha256=sha256
         )
-        self._begun = self._begun or not sha256
+        self._begun, self._tried = self._begun or not sha256, True
         loop = asyncio.get_running_loop()
         end = loop.time() + AWAY_S
         while True:

@@ -79,10 +79,17 @@ class Artifacts:
         # If it is not ours, another call with the same piece was faster.
         return (whole, False) if whole is not None else (self._standing(task_id, name, sha256), True)
 
-    def discard(self, task_id: str, name: str) -> None:
-        """Removes the pieces of a file that is not finished, if there are any."""
+    def discard(self, task_id: str, name: str, sha256: str) -> None:
+        """Removes the pieces of a file, if there are any; also the finished one when it has the SHA-256 given."""
         with contextlib.suppress(FileNotFoundError), self._folder.inner(PARTS) as parts:
             parts.remove(_part_name(task_id, name))
+        if not sha256:
+            return
+        with contextlib.suppress(FileNotFoundError, Different):
+            os.close(self.open(task_id, name, sha256))
+            with self._folder.inner(task_id) as inner:
+                inner.remove(name)
+            self._folder.remove_empty(task_id)
 
     def open(self, task_id: str, name: str, sha256: str) -> int:
         """Returns a descriptor of a file at its beginning. Raises FileNotFoundError, and Different."""

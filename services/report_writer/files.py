@@ -133,6 +133,11 @@ class Folder:
             return False
         return True
 
+    def remove_empty(self, name: str) -> None:
+        """Removes a folder in this one, unless something is in it."""
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=self._fd)
+
     def sync(self) -> None:
         """Makes the names in the folder durable."""
         os.fsync(self._fd)

@@ -92,7 +92,7 @@ class ReportWriter(report_writer_pb2_grpc.ReportWriterServicer):
         path = report.artifact_path(*place)
         try:
             if request.discard:
-                self._artifacts.discard(*place)
+                self._artifacts.discard(*place, request.sha256)
             elif not request.sha256:
                 self._artifacts.add(*place, request.offset, request.data)
             else:

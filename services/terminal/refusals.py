@@ -53,7 +53,7 @@ def over_capacity(limit: int) -> Refusal:
 
 
 def workspace_busy(name: str) -> Refusal:
-    """Another command runs in the workspace."""
+    """Another command runs in the workspace, or has used it just now."""
     text = f"Workspace {name} is in use by another command: try again when that has ended."
     return Refusal(Reason.ERROR_REASON_OVER_CAPACITY, text, workspace=name)
 

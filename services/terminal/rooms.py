@@ -76,11 +76,19 @@ class Rooms:
         room.close()
         self._leave(room.name)
 
-    def remove(self, name: str) -> None:
-        """Removes a named workspace, if there is one. Raises OVER_CAPACITY when it is in use, and OSError."""
+    def remove(self, name: str, unused_s: float = 0) -> None:
+        """Removes a named workspace, if there is one.
+
+        Args:
+            unused_s: seconds that nobody may have used it for.
+
+        Raises OVER_CAPACITY when it is in use, or was too short a time ago, and OSError.
+        """
         folder = workspace.kept_name(name)
         self._occupy(folder, name)
         try:
+            if unused_s and not workspace.unused(self._root, folder, unused_s, time.time()):
+                raise refusals.workspace_busy(name)
             workspace.remove(self._root, folder)
         except FileNotFoundError:
             pass

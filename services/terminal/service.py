@@ -93,7 +93,8 @@ class TerminalService(terminal_pb2_grpc.TerminalServicer):
         self, request: terminal_pb2.RemoveWorkspaceRequest, context: Context
     ) -> terminal_pb2.RemoveWorkspaceResponse:
         """Removes a named workspace; see the contract."""
-        await asyncio.to_thread(self._sandbox.rooms.remove, request.workspace)
+        unused_s = request.unused_for.ToNanoseconds() / limits.NANOS
+        await asyncio.to_thread(self._sandbox.rooms.remove, request.workspace, unused_s)
         return terminal_pb2.RemoveWorkspaceResponse()
 
     async def GetCapabilities(

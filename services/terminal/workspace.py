@@ -268,7 +268,7 @@ def sweep(root: int, older_than_s: float | None, now: float, hold: Hold = _held)
             continue
         try:
             with hold(name) as held:
-                if held and (not name.startswith(KEPT) or _unused(root, name, older_than_s, now)):
+                if held and (not name.startswith(KEPT) or unused(root, name, older_than_s, now)):
                     remove(root, name)
                     own, named = own + name.startswith(OWN), named + (not name.startswith(OWN))
         except FileNotFoundError:
@@ -278,7 +278,8 @@ def sweep(root: int, older_than_s: float | None, now: float, hold: Hold = _held)
     return Swept(own, named, tuple(stuck))
 
 
-def _unused(root: int, name: str, older_than_s: float | None, now: float) -> bool:
+def unused(root: int, name: str, older_than_s: float | None, now: float) -> bool:
+    """Tells whether nobody used a named workspace for so long; see `sweep`. Raises FileNotFoundError if none."""
     if older_than_s is None:
         return False
     used_at = _used_at(root, name)

@@ -304,19 +304,23 @@ class GetTaskArtifactRequest(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     name: _builtins.str
     """The file's name, as `Task.artifacts` gives it."""
+    project_id: _builtins.str
+    """The project whose `run.artifacts` lists the file. When absent, the task lists it."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         name: _builtins.str = ...,
+        project_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "project_id", b"project_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -768,15 +772,25 @@ class UploadDataRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project. On the first message."""
     name: _builtins.str
     """The file's name. On the first message."""
     sha256: _builtins.str
     """SHA-256 that the whole must have, in lower-case hexadecimal. On the first message; not checked when absent."""
+    correlation_id: _builtins.str
+    """Ties all records of this request together. On the first message; taken from the `x-correlation-id` header, then
+    generated, when absent.
+    """
     @_builtins.property
     def content(self) -> _httpbody_pb2.HttpBody:
         """The piece, at most 1 MiB. Its content type is not looked at: the file says itself what it is."""
+
+    @_builtins.property
+    def scope(self) -> _task_pb2.Scope:
+        """On whose behalf. On the first message; over HTTP as query parameters, `?scope.user_id=ada`."""
 
     def __init__(
         self,
@@ -785,12 +799,16 @@ class UploadDataRequest(_message.Message):
         name: _builtins.str = ...,
         content: _httpbody_pb2.HttpBody | None = ...,
         sha256: _builtins.str = ...,
+        correlation_id: _builtins.str | None = ...,
+        scope: _task_pb2.Scope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "content", b"content", "correlation_id", b"correlation_id", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "project_id", b"project_id", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id", "content", b"content", "correlation_id", b"correlation_id", "name", b"name", "project_id", b"project_id", "scope", b"scope", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__correlation_id: _TypeAlias = _typing.Literal["correlation_id"]  # noqa: Y015
+    _WhichOneofArgType__correlation_id: _TypeAlias = _typing.Literal["_correlation_id", b"_correlation_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__correlation_id) -> _WhichOneofReturnType__correlation_id | None: ...
 
 Global___UploadDataRequest: _TypeAlias = UploadDataRequest  # noqa: Y015
 

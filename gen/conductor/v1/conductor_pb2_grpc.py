@@ -178,7 +178,8 @@ class ConductorServicer:
     def GetArtifact(self, request, context):
         """Streams a file of a task: the whole of what one of its commands wrote to one stream, or what its research found; see
         `Task.artifacts`. Every message has the file's media type and at most 64 KiB of it. Nothing is sent unless the file
-        has the SHA-256 that the task names.
+        has the SHA-256 that the task names. With a project_id, it is a file that the project's run lists: that is there also
+        when the task is kept no more.
         Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_FOUND (no such artefact, or it could not be stored),
         REPORT_CONFLICT (what stands there is not what was stored), REPORT_WRITE_FAILED (the disk cannot be read),
         WORKER_UNAVAILABLE, WORKER_TIMEOUT.
@@ -261,7 +262,7 @@ class ConductorServicer:
         """Uploads a file of data to a project, piece by piece; answers once it is durable. One of the same name takes its
         place for later runs. Over HTTP the body is the file as it is, of any content type, with a length or in chunks; PUT
         and POST do the same: `curl -T data.csv http://127.0.0.1:8080/api/projects/p/data/data.csv`. `sha256` is a query
-        parameter there. What is cut off leaves nothing behind.
+        parameter there, and so are the fields of `scope`. What is refused or cut off leaves nothing behind.
         Errors: INVALID_REQUEST, UPLOAD_REFUSED, WRITE_CONFLICT, REPORT_WRITE_FAILED, WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

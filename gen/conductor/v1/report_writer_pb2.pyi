@@ -450,7 +450,9 @@ class WriteArtifactRequest(_message.Message):
     sha256: _builtins.str
     """SHA-256 of the whole file, in lower-case hexadecimal: this is its last piece. Absent on all others."""
     discard: _builtins.bool
-    """Whether what was sent so far shall be removed: there will be no last piece. A file that is finished stays."""
+    """Whether what was sent so far shall be removed: there will be no last piece. A file that is finished stays, unless
+    its SHA-256 is given: then it goes too.
+    """
     def __init__(
         self,
         *,

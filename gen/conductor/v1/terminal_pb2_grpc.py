@@ -115,7 +115,7 @@ class TerminalServicer:
 
     def RemoveWorkspace(self, request, context):
         """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
-        command runs in it.
+        command runs in it, or while it is not unused for long enough.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,7 @@ class TerminalStub:
     """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile."""
     RemoveWorkspace: _grpc.UnaryUnaryMultiCallable[_terminal_pb2.RemoveWorkspaceRequest, _terminal_pb2.RemoveWorkspaceResponse]
     """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
-    command runs in it.
+    command runs in it, or while it is not unused for long enough.
     """
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_terminal_pb2.GetCapabilitiesRequest, _terminal_pb2.GetCapabilitiesResponse]
     """Tells which sandbox is in force, what it does not enforce, and the operator's ceilings."""
@@ -97,7 +97,7 @@ class TerminalAsyncStub(TerminalStub):
     """Tells size and SHA-256 of a file in a named workspace. Errors: as ReadFile."""
     RemoveWorkspace: _aio.UnaryUnaryMultiCallable[_terminal_pb2.RemoveWorkspaceRequest, _terminal_pb2.RemoveWorkspaceResponse]  # type: ignore[assignment]
     """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
-    command runs in it.
+    command runs in it, or while it is not unused for long enough.
     """
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_terminal_pb2.GetCapabilitiesRequest, _terminal_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
     """Tells which sandbox is in force, what it does not enforce, and the operator's ceilings."""
@@ -161,7 +161,7 @@ class TerminalServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_terminal_pb2.RemoveWorkspaceResponse, _abc.Awaitable[_terminal_pb2.RemoveWorkspaceResponse]]:
         """Removes a named workspace with all it holds. It is no error if there is none. Errors: OVER_CAPACITY while a
-        command runs in it.
+        command runs in it, or while it is not unused for long enough.
         """
 
     @_abc_1.abstractmethod

@@ -15,7 +15,7 @@ from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2
 
 from services.common.errors import Reason, Refusal, typed
 from services.conductor.events import project_event
-from services.conductor.protocol import Decision, Given, ProjectCommand, RecordUpload, Resume, StageEnded, StartRun
+from services.conductor.protocol import BeginStage, Decision, Given, ProjectCommand, RecordUpload, StageEnded, StartRun
 from services.conductor.state import edits, run, run_state
 
 Stage = project_pb2.Stage
@@ -74,7 +74,7 @@ def decide(state: project_pb2.ProjectState, command: ProjectCommand, given: Give
     for event in events:
         event.occurred_at.FromNanoseconds(given.at)
         after = evolve(after, event)
-    if isinstance(command, Resume) or run.current(after).task_id != run.current(state).task_id:
+    if isinstance(command, BeginStage) or run.current(after).task_id != run.current(state).task_id:
         effects = (*effects, *run.to_begin(after, run.scope_of(command)))
     return Decision(tuple(events), tuple(effects), after=after)
 
@@ -87,7 +87,7 @@ def _moved(state: project_pb2.ProjectState, command: ProjectCommand, given: Give
             return run.ended(state, command, given)
         case RecordUpload():
             return run.uploaded(state, command)
-        case Resume():
+        case BeginStage():
             return [], ()
         case conductor_pb2.CancelRunRequest():
             return run.cancel(state, command)

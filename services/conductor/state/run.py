@@ -19,7 +19,6 @@ from services.conductor.protocol import (
     Given,
     ProjectCommand,
     RecordUpload,
-    Resume,
     StageEnded,
     StartRun,
     SubmitStage,
@@ -211,9 +210,9 @@ def ended(state: State, command: StageEnded, given: Given) -> Moved:
 
 
 def scope_of(command: ProjectCommand) -> task_pb2.Scope:
-    """Returns on whose behalf a command is. Nobody knows any more after a crash."""
+    """Returns on whose behalf a command is, for the stages that follow from it."""
     asked = command.request if isinstance(command, StartRun) else command
-    return task_pb2.Scope() if isinstance(asked, Resume | RecordUpload) else asked.scope
+    return task_pb2.Scope() if isinstance(asked, RecordUpload) else asked.scope
 
 
 def to_begin(state: State, scope: task_pb2.Scope) -> Sequence[Effect]:
