@@ -364,12 +364,8 @@ class Actor:
                 self._router.call(effect, lambda command: self._tell(box.key, command))
             elif isinstance(effect, ExpireLater):
                 self._deadlines[box.key] = self._later(effect.after, box.key, Expire())
-            elif effect.needs_slot and effect.after:
-                flow = flow_of(box.state.task)
-                self._slots.rest(box.key, flow)
-                asyncio.get_running_loop().call_later(effect.after, self._slots.queue, box.key, flow)
             elif effect.needs_slot:
-                self._slots.queue(box.key, flow_of(box.state.task))
+                self._slots.queue(box.key, flow_of(box.state.task), effect.after)
             else:
                 self._later(effect.after, box.key, Proceed())
 

@@ -1,5 +1,6 @@
 """Who may work, and who waits for it: bounded, and fair between those who ask."""
 
+import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TypeAlias
@@ -72,8 +73,16 @@ class Slots:
         self._arriving -= 1
         self._give_back(flow[0])
 
-    def queue(self, key: Key, flow: Flow) -> None:
-        """Waits for a slot; `ready` may be told before this returns. A task at work keeps the slot it has."""
+    def queue(self, key: Key, flow: Flow, after: float = 0) -> None:
+        """Waits for a slot; `ready` may be told before this returns. A task at work keeps the slot it has.
+
+        Args:
+            after: seconds to rest first, without one.
+        """
+        if after:
+            self.rest(key, flow)
+            asyncio.get_running_loop().call_later(after, self.queue, key, flow)
+            return
         if key in self._working:
             self._ready(key)
             return
