@@ -21,6 +21,7 @@ from services.conductor.protocol import (
     StartRun,
     SubmitStage,
 )
+from services.conductor.stage_result import MAX_OUTCOME_BYTES
 from services.conductor.state import project
 from tests.test_events import check_project_log, replayed
 from tests.test_state import T0, Outcome, attempt, frozen
@@ -386,6 +387,45 @@ def test_what_is_kept_is_bounded() -> None:
         walk.do(RecordUpload(project_pb2.DataUpload(name=f"u{number % 25}", upload_id=str(number))))
     assert len(walk.state.uploads) == 20 and walk.state.uploads[-1].upload_id == "29"
     assert len({upload.name for upload in walk.state.uploads}) == 20
+
+
+def large(number: int) -> project_pb2.StageOutcome:
+    """Returns as much as one stage may tell."""
+    made = project_pb2.StageOutcome(summary="\U0001f40d" * 600)
+    made.actions.add(kind=project_pb2.STAGE_ACTION_KIND_EDIT, field="text", label="x" * 600)
+    file = project_pb2.RunArtifact(stage_id=project_pb2.Stage.ValueType(number), task_id="t" * 60, name="n" * 64)
+    file.title, file.sha256 = "\U0001f40d" * 200, "0" * 64
+    made.artifacts.extend([file] * 64)
+    issue = project_pb2.StageIssue(code="C" * 64, message="\U0001f40d" * 600, suggestion="x" * 600)
+    made.issues.extend([issue] * ((MAX_OUTCOME_BYTES - made.ByteSize()) // (issue.ByteSize() + 4)))
+    return made
+
+
+def test_a_state_with_the_most_of_everything_still_fits_into_a_message() -> None:
+    """gRPC clients take 4 MiB by default, and would not even see what to do about it."""
+    begin = start()
+    begin.request.objective = "\U0001f40d" * 16384
+    begin.request.options.hints.update({"hint": "x" * 65_000})
+    walk = Walk()
+    for number in range(20):
+        walk.do(RecordUpload(project_pb2.DataUpload(name=f"{number:0128}", upload_id="u" * 36, sha256="0" * 64)))
+    walk.do(begin)
+    reason = "\U0001f40d" * 4000
+    sizes = []
+    for number in range(1, 9):
+        found = large(number)
+        for _ in range(4 if number == 1 else 1):
+            walk.ended(found).do(confirm({"text": reason}, approved=False, reason=reason))
+        walk.ended(found)
+        assert walk.stage.outcome == found, "what waits for an answer is whole"
+        sizes.append(walk.state.ByteSize())
+        walk.do(confirm(reason=reason))
+        assert not walk.reason
+    assert walk.state.run.status == RunStatus.RUN_STATUS_COMPLETED
+    assert 3 * 2**20 < max(sizes) < 4 * 2**20 - 65_536
+    offering = [bool(stage.outcome.actions) for stage in walk.state.stages]
+    assert offering[-1] and 1 < sum(offering) < 8
+    assert all(stage.outcome.artifacts and stage.outcome.summary for stage in walk.state.stages)
 
 
 def test_resume_begins_what_is_in_progress_and_nothing_else() -> None:

@@ -238,6 +238,16 @@ def test_lists_and_texts_are_cut() -> None:
     assert outcome.issues[0].severity == project_pb2.ISSUE_SEVERITY_WARN
 
 
+@pytest.mark.parametrize("exit_code", [0, 2])
+def test_what_would_make_the_state_too_large_is_refused(exit_code: int) -> None:
+    actions = [{"kind": "EDIT", "field": f"f{n}", "label": "é" * 500} for n in range(600)]
+    fields = {"next_actions": actions, "status": "FAILED" if exit_code else "OK", "error": {"code": "A"}}
+    assert len(text_of(**fields)) < stage_result.MAX_RESULT_BYTES * 2
+    with pytest.raises(Unusable, match="524288"):
+        read(call(), "r1-train-2", text_of(**fields), exit_code)
+    read(call(), "r1-train-2", text_of(**{**fields, "next_actions": actions[:400]}), exit_code)
+
+
 def test_a_failure_is_typed_and_still_offers() -> None:
     error = {"code": "TARGET_NOT_FOUND", "severity": "ERROR", "message": "No column specie.", "column": "specie"}
     action = {"kind": "CHOOSE", "field": "target", "options": ["species"]}

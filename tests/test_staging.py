@@ -192,6 +192,40 @@ async def test_leaving_a_call_kills_its_program(desk: Desk) -> None:
     assert not found.HasField("error")
 
 
+HEAD = (
+    "import hashlib, json, os, sys; e = json.load(open(sys.argv[1])); os.mkdir('parse-intent');"
+    "d = {k: e[k] for k in ('contract', 'stage', 'run_id', 'attempt')} | {'status': 'OK', 'summary': 'Done.'};"
+)
+TAIL = "json.dump(d, open('parse-intent/result.json', 'w'))"
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("d['result'] = 'x' * 2_000_000;", "1048576"),
+        ("d['next_actions'] = [{'kind': 'EDIT', 'field': str(n)} for n in range(10_000)];", ""),
+        (
+            "d['next_actions'] = [{'kind': 'EDIT', 'label': 'x' * 600} for n in range(10_000)];",
+            "1048576",
+        ),
+        ("d['artifacts'] = [{'name': 'a\\nb', 'sha256': '0' * 64}];", "names a file that none may have"),
+        ("d['artifacts'] = [{'name': 'a.txt\\n', 'sha256': '0' * 64}];", "names a file that none may have"),
+        ("[print(json.dumps({'event': 'progress', 'pct': n % 100, 'phase': 'x' * 80})) for n in range(80_000)];", ""),
+        ("print('x' * 10_000_000); print(json.dumps({'event': 'progress', 'pct': 7}));", ""),
+    ],
+)
+async def test_too_much_of_anything_is_cut_or_a_typed_failure(desk: Desk, code: str, word: str) -> None:
+    stage = desk.stage()
+    del stage.program.argv[:]
+    stage.program.argv.extend(["/usr/bin/python3", "-I", "-S", "-c", HEAD + code + TAIL])
+    found = await desk.do(stage)
+    assert len(found.SerializeToString()) < 600_000 and len(desk.told) < 100
+    if word:
+        assert found.error.metadata["code"] == "STAGE_CRASHED" and word in found.error.message
+    else:
+        assert not found.HasField("error") and len(found.stage.actions) <= 600
+
+
 async def test_a_program_is_told_its_limits_and_threads(desk: Desk) -> None:
     stage = desk.stage()
     code = (

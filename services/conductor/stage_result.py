@@ -21,6 +21,7 @@ CONTRACT = "stage/1"
 RESULT = "result.json"
 STDERR = "program.stderr"
 MAX_RESULT_BYTES = 1024 * 1024
+MAX_OUTCOME_BYTES = 512 * 1024  # of what is taken from it into the project's state
 MAX_ARTIFACTS = 64
 MAX_ACTIONS = 600  # a wide table has a choice for each column
 MAX_ISSUES = 200
@@ -157,10 +158,17 @@ def _read(
     if status not in STATUSES or exit_code not in (None, FAILED_EXIT if status == "FAILED" else 0):
         raise ValueError("its status is not that of the exit code")  # it may be that of a process before
     if status != "FAILED":
+        _check_size(outcome)
         return outcome, None
     issue = _issue(plain.table(document.get("error")))
     outcome.issues.insert(0, issue)
+    _check_size(outcome)
     return outcome, _failed(call, issue.code or "STAGE_CRASHED", issue.message, issue)
+
+
+def _check_size(outcome: project_pb2.StageOutcome) -> None:
+    if outcome.ByteSize() > MAX_OUTCOME_BYTES:
+        raise ValueError(f"its choices, issues and files take more than {MAX_OUTCOME_BYTES} bytes to tell")
 
 
 def _actions(given: Iterable[Mapping[str, Any]]) -> list[project_pb2.StageAction]:

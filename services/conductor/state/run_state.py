@@ -11,8 +11,10 @@ Status = project_pb2.StageStatus
 
 MAX_STALE = 200  # artefacts of attempts that were done again
 MAX_DECISIONS = 200
-MAX_CHOSEN_BYTES = 256 * 1024  # of what was chosen in all decisions
+MAX_DECIDED_BYTES = 256 * 1024  # of all decisions, about
+OLD_REASON = 200  # characters of the reason of an old one, when they are too much
 MAX_UPLOADS = 20
+MAX_FOUND_BYTES = 1536 * 1024  # of what all stages found: gRPC clients take 4 MiB by default
 
 _OF_RUN = {
     Status.STAGE_STATUS_IN_PROGRESS: RunStatus.RUN_STATUS_RUNNING,
@@ -86,19 +88,21 @@ def on_answered(state: State, event: event_pb2.Event) -> None:
 def _decided(
     state: State, decision: project_pb2.GateDecision, chosen: struct_pb2.Struct, event: event_pb2.Event
 ) -> None:
-    """Adds a decision; the oldest ones lose what was chosen, then go, when there are too many."""
+    """Adds a decision; the oldest lose what was chosen and most of the reason when all are too large, or go."""
     decision.decided_at.CopyFrom(event.occurred_at)
     if chosen.fields:
         decision.edits.CopyFrom(chosen)
     decisions = state.run.decisions
     decisions.append(decision)
     del decisions[: max(0, len(decisions) - MAX_DECISIONS)]
-    size = sum(each.edits.ByteSize() for each in decisions)
+    size = sum(each.ByteSize() for each in decisions)
     for oldest in decisions[:-1]:
-        if size <= MAX_CHOSEN_BYTES:
+        if size <= MAX_DECIDED_BYTES:
             break
-        size -= oldest.edits.ByteSize()
+        size -= oldest.ByteSize()
         oldest.ClearField("edits")
+        oldest.reason = oldest.reason[:OLD_REASON]
+        size += oldest.ByteSize()
 
 
 def _pin(state: State, chosen: struct_pb2.Struct) -> None:
@@ -113,8 +117,23 @@ def on_result(state: State, event: event_pb2.Event) -> None:
     """Takes in what a stage's program found."""
     found = event.stage_result
     state.stages[found.stage_id - 1].outcome.CopyFrom(found.outcome)
+    _shorten(state, found.stage_id)
     state.run.artifacts.extend(found.outcome.artifacts)
     state.run.report_path = found.report_path or state.run.report_path
+
+
+def _shorten(state: State, newest: "project_pb2.Stage.ValueType") -> None:
+    """Forgets what other stages offered and warned of, the largest first, when all together is too much."""
+    found = sorted((stage.outcome.ByteSize(), stage.stage_id) for stage in state.stages)
+    size = sum(each for each, _ in found)
+    for each, stage_id in reversed(found):
+        if size <= MAX_FOUND_BYTES:
+            return
+        if stage_id != newest:
+            outcome = state.stages[stage_id - 1].outcome
+            outcome.ClearField("actions")
+            outcome.ClearField("issues")
+            size -= each - outcome.ByteSize()
 
 
 def on_ended(state: State, event: event_pb2.Event) -> None:
