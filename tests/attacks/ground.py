@@ -5,6 +5,7 @@ All of it belongs to the service's user and is open to everybody, so that nothin
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import secrets
@@ -21,6 +22,9 @@ from typing import Any
 
 SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/usr/bin", "/etc", "/")  # where attacks try to leave a file
 STARTED_S = 5
+# None of the ports that the kernel gives to those who ask for any (ip(7)): others connect to theirs, and to those they
+# had, at any time. Nor are those attacks listen on among those they aim at.
+AIMED_AT, LISTENED_ON = range(12_000, 22_000), range(22_000, 32_000)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.shmat.restype = ctypes.c_void_p
 _GET_FLAGS = 0x80086601
@@ -139,12 +143,10 @@ def _victim(folder: Path, secret: str, uid: int) -> Iterator["subprocess.Popen[b
 
 
 def _listeners(folder: Path, mark: str) -> Iterator[tuple[str, socket.socket]]:
-    yield "tcp", socket.create_server(("127.0.0.1", 0))
+    yield "tcp", bound(AIMED_AT)
     if has_ipv6():
-        yield "tcp6", socket.create_server(("::1", 0), family=socket.AF_INET6)
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", 0))
-    yield "udp", udp
+        yield "tcp6", bound(AIMED_AT, socket.AF_INET6)
+    yield "udp", bound(AIMED_AT, kind=socket.SOCK_DGRAM)
     for name, kind, address in (
         ("stream", socket.SOCK_STREAM, f"{folder}/stream"),
         ("dgram", socket.SOCK_DGRAM, f"{folder}/dgram"),
@@ -168,9 +170,25 @@ def has_ipv6() -> bool:
     return True
 
 
+def bound(ports: range, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Returns a socket on a free port of a range; it listens, if its kind does."""
+    while True:
+        made = socket.socket(family, kind)
+        try:
+            made.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", secrets.choice(ports)))
+        except OSError as error:
+            made.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        return made
+
+
 def free_port() -> int:
     """Returns a port that nobody listened on a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as made:
+    with bound(LISTENED_ON) as made:
         port: int = made.getsockname()[1]
         return port
 

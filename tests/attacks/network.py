@@ -92,11 +92,13 @@ LISTEN = {
     "abstract": "made = socket.socket(socket.AF_UNIX); made.bind('\\0listens-' + MARK); made.listen()",
     "unix": "made = socket.socket(socket.AF_UNIX); made.bind(OUT + '/listens'); made.listen()",
 }
-ACCEPT = "\nmade.settimeout(1)\nmade.accept()\nproof('was connected to')"
+# It answers with its mark: on a port of the outside that it does not listen on, somebody else may.
+ACCEPT = "\nmade.settimeout(1)\nfound = made.accept()[0]\nproof('was connected to')\nfound.send(MARK.encode())"
+ANSWER_S = 1.0
 
 
 async def knock(scene: Scene) -> None:
-    """Tries to connect to what the attack listens on, until it can."""
+    """Tries to connect to what the attack listens on, until it answers."""
     told = scene.told
     places: list[tuple[int, Any]] = [
         (socket.AF_INET, ("127.0.0.1", told["LISTEN_PORT"])),
@@ -108,9 +110,11 @@ async def knock(scene: Scene) -> None:
         unbound: list[tuple[int, Any]] = [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
         for family, address in places + unbound:
             with socket.socket(family) as made, contextlib.suppress(OSError):
+                made.settimeout(ANSWER_S)
                 made.connect(address)
-                scene.seen.append(f"the attack listens on {address!r}")
-                return
+                if made.recv(100) == str(told["MARK"]).encode():
+                    scene.seen.append(f"the attack listens on {address!r}")
+                    return
         await asyncio.sleep(0.05)
 
 

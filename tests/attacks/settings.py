@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 from conductor.v1 import terminal_pb2, terminal_pb2_grpc
 
+from tests.attacks import able
 from tests.attacks.ground import number
 from tests.attacks.start import CONTAINER
 from tests.terminals import PYTHON, REPOSITORY, open_folder
@@ -35,6 +36,11 @@ class Setting:
     name: str
     root: bool = False
     container: bool = False
+
+    @property
+    def place(self) -> str:
+        """Returns what `start` calls the place."""
+        return CONTAINER if self.container else "host"
 
     def uid(self) -> int:
         """Returns the user the service runs as. Raises Missing."""
@@ -97,7 +103,7 @@ def started(setting: Setting, tier: str) -> Iterator[Terminal]:
             os.chown(folder, uid, uid)
         log = folder / "log"
         with log.open("wb") as stderr:
-            arguments = [str(uid), CONTAINER if setting.container else "host", secret, _interpreter(uid)]
+            arguments = [str(uid), setting.place, secret, _interpreter(uid)]
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.attacks.start", *arguments],
                 env=_environment(folder, tier, secret),
@@ -137,11 +143,13 @@ def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
 
 
 def _must_hold(terminal: Terminal) -> None:
-    """Raises Missing unless the tier asked for is in force."""
+    """Raises Missing when the kernel cannot have the tier asked for. One that it can have must be in force."""
     with grpc.insecure_channel(f"127.0.0.1:{terminal.port}") as channel:
         told = terminal_pb2_grpc.TerminalStub(channel).GetCapabilities(terminal_pb2.GetCapabilitiesRequest())
     wanted = terminal_pb2.IsolationTier.Value(f"ISOLATION_TIER_{terminal.tier.upper()}")
     if told.available and told.isolation.tier == wanted:
         return
-    reasons = [state.unavailable_reason for state in told.tiers if state.tier == wanted]
-    raise Missing("".join(reasons) or told.unavailable_reason or f"this Terminal has no tier {terminal.tier}")
+    if lacking := able.lacking(terminal.uid, terminal.setting.place, terminal.tier):
+        raise Missing(f"no tier {terminal.tier} here: {lacking}")
+    reasons = "".join(state.unavailable_reason for state in told.tiers if state.tier == wanted)
+    raise AssertionError(f"this machine can have the tier {terminal.tier}, and the Terminal has not: {reasons}")

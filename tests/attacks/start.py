@@ -45,6 +45,13 @@ def main() -> None:
     from services.terminal.__main__ import main as serve  # keeps the interpreter's name that is set by now
 
     _plant_key(secret)
+    become(uid, place)
+    del sys.argv[1:]
+    serve()
+
+
+def become(uid: int, place: str) -> None:
+    """Becomes a user, and is held as in a container if that is the place. Raises OSError."""
     if uid != os.geteuid():
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -53,8 +60,6 @@ def main() -> None:
         _LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
     if place == CONTAINER:
         _contain()
-    del sys.argv[1:]
-    serve()
 
 
 def _plant_key(secret: bytes) -> None:
