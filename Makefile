@@ -14,7 +14,7 @@ EXTRAS ?=
 STAGES ?=
 JOBS ?= 2
 
-.PHONY: help setup setup-dev gen format check breaking test test-all up down demo demo-data bench bench-stages eval-research chaos clean
+.PHONY: help setup setup-dev gen format check breaking test test-all up down demo demo-data bench bench-stages eval-research chaos fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ breaking: setup-dev
 # Compiled modules are kept, whatever the environment says: hundreds of services start.
 test: setup-dev ## Run all tests; [JOBS=4] files at once
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) --dist loadfile
+
+fuzz: setup-dev ## Search with the tests of properties: new examples each time, many more; [ARGS="-k report"]
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) -m hypothesis --hypothesis-profile=search --timeout=3600 $(ARGS)
 
 test-all: test ## The same; nothing is left out of `test`
 

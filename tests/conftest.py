@@ -27,11 +27,14 @@ from services.conductor.state.task_state import TERMINAL
 from services.conductor.store.sqlite import SqliteStore
 from services.conductor.subscribe import Subscriptions, Tail
 from services.conductor.views import Views
+from tests import properties
 from tests.fakes import Workers
 
 # Held for the whole session: when the last channel or server of a process is collected, grpc.aio joins its poller
 # thread, and the join never ends if a call of an ended event loop is still open (seen with grpcio 1.85).
 grpc.aio.init_grpc_aio()
+
+properties.register()
 
 PREFIXES = ("CONDUCTOR_", "RESEARCHER_", "TERMINAL_", "REPORT_WRITER_", "EDGE_")
 MAX_UPLOAD = 1024 * 1024  # bytes

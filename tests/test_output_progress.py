@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conductor.v1 import event_pb2, task_pb2, terminal_pb2
 from google.protobuf import json_format
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from client.show import event_line, step_lines, summary
@@ -25,6 +25,7 @@ from services.conductor.router import GrpcRouter
 from services.conductor.upload import PIECE_BYTES as FILE_PIECE
 from tests.conftest import Running, until
 from tests.fakes import Workers, hangs
+from tests.properties import examples
 from tests.task_runs import RAN, TWO, UNAVAILABLE, Run, T, broke
 from tests.test_output_kept import ERR, OUT, TEN, TERMINAL, chunks, commands, ends, in_turns, writes
 
@@ -92,7 +93,7 @@ def test_a_flood_without_a_line_end_is_shown_too() -> None:
     assert piece.omitted_bytes == 65_536 - PIECE_BYTES
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.one_of(st.just(None), st.tuples(st.sampled_from([OUT, ERR]), st.binary(max_size=6000)))))
 def test_every_byte_is_shown_in_order_or_counted(moves: list[tuple[int, bytes] | None]) -> None:
     made = pieces()

@@ -4,13 +4,14 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.terminal import outputs
 from services.terminal.globs import Globs
 from tests.hostile import canary, place
 from tests.outputs_at_hand import leave, paths, work
+from tests.properties import examples
 
 __all__ = ["canary", "place", "work"]
 
@@ -96,7 +97,7 @@ def parts(alphabet: str) -> st.SearchStrategy[list[str]]:
     return st.lists(st.text(alphabet, min_size=1, max_size=5), min_size=1, max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(parts("ab*?"), min_size=1, max_size=3), parts("ab"))
 @example([["**", "**", "a"]], ["a"])
 @example([["a", "**"], ["**", "b"]], ["a"])

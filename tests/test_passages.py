@@ -3,13 +3,13 @@
 from typing import Any
 
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from services.researcher.documents import Text
 from services.researcher.passages import split
 from services.researcher.watch import Watch
 from tests.asking import extracted
+from tests.properties import examples
 
 
 def split_text(name: str, text: str) -> tuple[Text, list[Any]]:
@@ -23,7 +23,7 @@ BLOCKS = st.sampled_from(
 )  # fmt: skip
 
 
-@hypothesis_settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(BLOCKS | st.text(max_size=5).map(lambda text: text.replace("\0", "")), max_size=30).map("".join))
 def test_passages_are_slices_in_order_and_cover_what_is_visible(text: str) -> None:
     text = text.encode("utf-8", "replace").decode().removeprefix("\ufeff")

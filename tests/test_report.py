@@ -4,11 +4,12 @@ import re
 
 import pytest
 from conductor.v1 import researcher_pb2, terminal_pb2
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.report_writer import commands, escape, report
 from services.report_writer.evidence import NOTHING_FOUND
+from tests.properties import examples
 from tests.report_texts import drawn, everywhere, finding, headings, links, parse, record, request, text_of, walk
 
 MARK = "[[1]](#citation-1)"
@@ -226,7 +227,7 @@ def test_hostile_text_in_every_field_makes_no_structure(text: str) -> None:
     check_structure(text)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(hostile_text)
 def test_any_text_in_every_field_makes_no_structure(text: str) -> None:
     check_structure(text)
@@ -250,7 +251,7 @@ def check_structure(text: str) -> None:
     assert report.sealed_request(report.render(everywhere(text)))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(hostile_text)
 @example("1. https://a.example `x` -")
 @example("a.b.c e.g. 3.5 _x_ \\`a@b``c`")
@@ -260,7 +261,7 @@ def test_inline_text_renders_as_itself(text: str) -> None:
     assert text_of(paragraph) == f"{escape.fold(text)} end".lstrip(" ")
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(hostile_text)
 def test_code_spans_hold_their_text(text: str) -> None:
     (paragraph,) = [token for token in parse(f"a {escape.code_span(text)} b") if token.type == "inline"]

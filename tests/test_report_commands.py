@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from conductor.v1 import error_pb2, report_writer_pb2, terminal_pb2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.report_writer import commands, escape
+from tests.properties import examples
 from tests.report_texts import drawn, headings, parse, record, request
 
 Record = report_writer_pb2.CommandRecord
@@ -174,7 +175,7 @@ def test_what_is_shown_of_the_worst_output_has_a_bound(data: bytes) -> None:
     assert len(shown.encode()) < 2.1 * commands.OUTPUT_BYTES + len(data) * 2
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.binary(max_size=200))
 def test_any_bytes_make_a_report_that_acts_on_nothing(data: bytes) -> None:
     markdown = of(record("x", stdout=data, stderr=data))

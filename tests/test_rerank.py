@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.config import ConfigError
 from services.researcher import extras, rerank
 from services.researcher.protocol import Reranker
 from services.researcher.watch import Cancelled, OutOfTime, Watch
+from tests.properties import examples
 
 QUESTION = "When is the mechanical seal replaced?"
 ANSWER = "The mechanical seal is replaced every 4,000 hours."
@@ -104,7 +105,7 @@ def test_what_is_read_fills_the_room_and_no_more(reranker: Reranker, question: s
     assert rerank.MARKS + len(asked.pieces) + len(asked.part(FILLER * 3)) == rerank.MOST
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(text=st.text(max_size=3000), question=st.text(max_size=200))
 def test_the_part_that_is_read_is_bounded_and_of_the_text(reranker: Reranker, text: str, question: str) -> None:
     assert isinstance(reranker, rerank.CrossEncoder)

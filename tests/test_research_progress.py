@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conductor.v1 import conductor_pb2, event_pb2, researcher_pb2, task_pb2
 from google.protobuf import duration_pb2, json_format
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from client.show import event_line, step_lines
@@ -21,6 +21,7 @@ from services.conductor.router import GrpcRouter
 from services.conductor.state.requests import GRACE_S
 from tests.conftest import until
 from tests.fakes import Workers, finding
+from tests.properties import examples
 from tests.report_writers import Writer, running
 from tests.task_runs import ONE, RAN, R, Run
 from tests.test_output_kept import artifact, conducting
@@ -120,7 +121,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(events, max_size=40))
 def test_no_piece_is_large_and_nothing_goes_uncounted(moves: list[Response | None]) -> None:
     made = activity()

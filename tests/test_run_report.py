@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from conductor.v1 import project_pb2, report_writer_pb2
 from google.protobuf import json_format
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from markdown_it.token import Token
 
 from services.report_writer import run_report
 from services.report_writer.run_values import MAX_RESULT_BYTES, figure, parsed
+from tests.properties import examples
 from tests.test_report import HOSTILE, headings, hostile_text, links, parse, text_of, walk
 
 GOLDEN = Path(__file__).parent / "golden" / "run-report"
@@ -370,7 +371,7 @@ def test_hostile_texts_show_as_text(text: str) -> None:
 
 
 @given(hostile_text)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(25, suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_shows_as_text(text: str) -> None:
     check(*hostile_run(text))
 
@@ -413,7 +414,7 @@ PLACES = {name: [path for path in places(left) if path] for name, (_, left) in R
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_no_shape_of_a_result_is_a_crash(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(RUNS)))
     request, held = RUNS[name]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from conductor.v1 import conductor_pb2, error_pb2, event_pb2, project_pb2, task_pb2
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
@@ -25,7 +24,7 @@ from services.conductor.stage_result import MAX_OUTCOME_BYTES
 from services.conductor.state import project
 from tests.test_events import check_project_log, replayed
 from tests.test_state import T0, Outcome, attempt, frozen
-from tests.test_state_model import CI, Machine
+from tests.test_state_model import Machine, runs
 
 Stage, Status, RunStatus = project_pb2.Stage, project_pb2.StageStatus, project_pb2.RunStatus
 PENDING, IN_PROGRESS, WAITING, COMPLETED, FAILED = 1, 2, 3, 4, 5
@@ -586,4 +585,4 @@ class RunMachine(Machine):
 
 
 TestRunsDoAsTheNaiveModelSays = RunMachine.TestCase
-TestRunsDoAsTheNaiveModelSays.settings = settings(CI, max_examples=25)
+TestRunsDoAsTheNaiveModelSays.settings = runs(25)

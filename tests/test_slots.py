@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.conductor.slots import Flow, Slots
 from services.conductor.store.base import Key
+from tests.properties import examples
 
 MANY = 10_000
 BIG, SMALL = ("big", ""), ("small", "")
@@ -336,6 +337,4 @@ class SlotsModel(RuleBasedStateMachine):
 
 
 TestSlotsModel = SlotsModel.TestCase
-TestSlotsModel.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestSlotsModel.settings = examples(60, stateful_step_count=40, suppress_health_check=list(HealthCheck))

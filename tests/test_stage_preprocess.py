@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contract import Failed, Result
 from stages.preprocess import work
 from stages.splitting import DROPPED, TEST, TRAIN, groups_of, split
+from tests.properties import examples
 from tests.tables_at_hand import lay, leave, run_stage, work_here
 
 ROWS = 240
@@ -263,7 +264,7 @@ def test_share_and_folds_are_a_persons_choice(tmp_path: Path) -> None:
     assert cut["n_test"] == 96 and cut["folds"] == 3 and set(parts(tmp_path).fold) == {-1, 0, 1, 2}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=20, max_size=120), st.integers(0, 2**32 - 1))
 def test_no_group_is_ever_divided_and_nothing_is_lost(rows: list[tuple[int, int]], seed: int) -> None:
     strata, groups = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
@@ -276,7 +277,7 @@ def test_no_group_is_ever_divided_and_nothing_is_lost(rows: list[tuple[int, int]
     assert found.equals(again)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=40))
 def test_rows_alike_in_either_column_are_in_one_group(rows: list[tuple[int, int]]) -> None:
     columns = [np.array(column) for column in zip(*rows, strict=True)]

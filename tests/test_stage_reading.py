@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stages import encodings, sampling, typed
@@ -16,6 +16,7 @@ from stages.options import Options
 from stages.reading import look, read_rows
 from stages.shown import plain
 from stages.words import words_of
+from tests.properties import examples
 
 
 def column(*cells: str, decimal: str = ".", markers: tuple[str, ...] | None = None) -> typed.Column:
@@ -132,7 +133,7 @@ def test_quotes_escaped_by_a_backslash_are_read_where_doubling_them_makes_no_sen
 
 @example(rows=[["", "", "\\"]])
 @example(rows=[["", "\\", ""]] * 3)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(
         st.lists(

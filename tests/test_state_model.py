@@ -1,7 +1,6 @@
 """Both machines against naive models: random commands, and after each the laws that must hold whatever was asked.
 
-Examples are the same in every run. To look further, raise `max_examples` in CI and drop `derandomize`; drop `phases` to
-have a failing example made as short as it can be, which takes minutes.
+`make fuzz` looks further, and makes a failing example as short as it can be.
 """
 
 import itertools
@@ -10,7 +9,7 @@ from typing import Any
 
 from conductor.v1 import conductor_pb2, event_pb2, project_pb2, task_pb2, terminal_pb2
 from google.protobuf import duration_pb2
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -31,19 +30,15 @@ from services.conductor.protocol import (
 )
 from services.conductor.state import task_state
 from tests.conftest import MARKDOWN
+from tests.properties import examples, phases
 from tests.task_runs import FOUND, NOTHING, WROTE, R, T, W, broke, ended
 from tests.test_events import check_project_log, check_task_log, replayed
 from tests.test_state import COMPLETED, ENDED, FAILED, IN_PROGRESS, PENDING, SKIPPED, T0, WAITING, attempt, frozen
 
-CI = settings(
-    max_examples=100,
-    stateful_step_count=40,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+
+def runs(count: int) -> settings:
+    """Returns settings for that many runs of a machine."""
+    return examples(count, stateful_step_count=40, phases=phases(), suppress_health_check=list(HealthCheck))
 
 
 Pick = Callable[..., Any]  # picks one of the options it is given
@@ -394,6 +389,6 @@ class TaskMachine(Machine):
 
 
 TestProjectsDoAsTheNaiveModelSaysAndKeepTheLaws = ProjectMachine.TestCase
-TestProjectsDoAsTheNaiveModelSaysAndKeepTheLaws.settings = CI
+TestProjectsDoAsTheNaiveModelSaysAndKeepTheLaws.settings = runs(100)
 TestTasksDoAsTheNaiveModelSaysAndKeepTheLaws = TaskMachine.TestCase
-TestTasksDoAsTheNaiveModelSaysAndKeepTheLaws.settings = CI
+TestTasksDoAsTheNaiveModelSaysAndKeepTheLaws.settings = runs(100)
