@@ -79,10 +79,10 @@ breaking: setup-dev
 	echo "buf breaking against $$base"; \
 	git show "$$base:gen/conductor.pb" | $(BIN)/buf breaking '$(IMAGE)' --against '-#format=binpb'
 
-# A file of tests stays with one worker: what it starts it shares. More workers than processors would starve what is timed.
+# A file of tests stays with one worker: what it starts it shares. Long files are first (tests/conftest.py). More workers than processors would starve what is timed.
 # Compiled modules are kept, whatever the environment says: hundreds of services start.
 test: setup-dev ## Run all tests; [JOBS=4] files at once
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 fuzz: setup-dev ## Search with the tests of properties: new examples each time, many more; [ARGS="-k report"]
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) -m hypothesis --hypothesis-profile=search --timeout=3600 $(ARGS)

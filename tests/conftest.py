@@ -36,9 +36,27 @@ grpc.aio.init_grpc_aio()
 
 properties.register()
 
+# Files that take half a minute and more, the longest first: begun last, one would leave the other workers idle.
+LONG = (
+    "tests/test_attacks.py",
+    "tests/system/test_export_fresh.py",
+    "tests/test_stage_export.py",
+    "tests/test_stage_train.py",
+    "tests/test_stage_codes.py",
+    "tests/system/test_run_kills.py",
+    "tests/system/test_stopping_replicas.py",
+    "tests/system/test_chaos.py",
+    "tests/test_up.py",
+)
 PREFIXES = ("CONDUCTOR_", "RESEARCHER_", "TERMINAL_", "REPORT_WRITER_", "EDGE_")
 MAX_UPLOAD = 1024 * 1024  # bytes
 MARKDOWN = task_pb2.OUTPUT_MODE_MARKDOWN_REPORT_TO_WRITER
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of LONG files first; otherwise the order stays."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -218,25 +218,35 @@ def _shared_memory(key: int, secret: str) -> Any:
 
 
 def state_of(folder: Path) -> State:
-    """Returns all that can be changed about a folder and what is in it."""
-    return {str(path.relative_to(folder)): _state_of_file(path) for path in (folder, *sorted(folder.rglob("*")))}
+    """Returns all that can be changed about a folder and what is in it. Of plain strings: many are looked at."""
+    root = str(folder)
+    found = {".": _state_of_file(root)}
+    for above, folders, names in os.walk(root):
+        for name in (*folders, *names):
+            path = f"{above}/{name}"
+            found[path[len(root) + 1 :]] = _state_of_file(path)
+    return found
 
 
-def _state_of_file(path: Path) -> tuple[Any, ...]:
-    found = path.lstat()
+def _state_of_file(path: str) -> tuple[Any, ...]:
+    found = os.lstat(path)
     attributes = tuple(os.listxattr(path, follow_symlinks=False))
     # An attack that is let down may close a file, but the runner as an ordinary user can open what was its own.
     regular = stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK)
-    content = path.read_bytes() if regular else None
-    flags = _flags(path) if regular else None
+    content, flags = _read(path) if regular else (None, None)
     return oct(found.st_mode), found.st_uid, found.st_gid, found.st_nlink, found.st_mtime_ns, attributes, flags, content
 
 
-def _flags(path: Path) -> bytes | None:
-    """Returns what chattr(1) changes; None where the file system has no such thing."""
-    with path.open("rb") as file, contextlib.suppress(OSError):
-        return fcntl.ioctl(file, _GET_FLAGS, bytes(8))
-    return None
+def _read(path: str) -> tuple[bytes, bytes | None]:
+    """Returns a file's content and what chattr(1) changes, None where the file system has no such thing."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        content = b"".join(iter(lambda: os.read(fd, 65536), b""))
+        with contextlib.suppress(OSError):
+            return content, fcntl.ioctl(fd, _GET_FLAGS, bytes(8))
+        return content, None
+    finally:
+        os.close(fd)
 
 
 def state_of_process(process: "subprocess.Popen[bytes]") -> State:
