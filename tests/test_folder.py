@@ -2,16 +2,19 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from services.common.errors import Reason, Refusal
-from services.researcher.documents import Kind, Unreadable
+from services.researcher.documents import Kind, Text, Unreadable
 from services.researcher.folder import Root, label_roots
 from services.researcher.freshness import Changes
 from services.researcher.globs import matcher
+from services.researcher.index.origin import Member
 from services.researcher.watch import Watch
+from tests.asking import extracted
 from tests.collections_at_hand import Notebook, check, folder_source, found, opened, uris, write_corpus
 
 AS_ROOT = os.geteuid() == 0
@@ -144,6 +147,42 @@ def test_a_lasting_gap_is_told_each_time_and_not_tried_again(root: Path, tmp_pat
             view.close()
             assert "docs/binary.txt" in notes.gaps
             said += notes.said
+
+
+class Killed:
+    """Reads archives whose member `late.md` takes down its parser for no fault of its own, once."""
+
+    def __init__(self) -> None:
+        self.passed = False
+
+    def supported(self, _name: str) -> bool:
+        return True
+
+    def documents(self, _path: str, _data: bytes, _watch: Watch) -> Iterator[Member]:
+        yield "early.md", extracted("early.md", b"The pump is early.")
+        if self.passed:
+            yield "late.md", extracted("late.md", b"The pump is late.")
+        else:
+            yield "late.md", Unreadable("Its parser was ended from outside.", lasting=False)
+
+    def document(self, path: str, member: str, data: bytes, watch: Watch) -> Text:
+        raise NotImplementedError
+
+
+def test_a_member_that_could_not_be_read_for_a_passing_reason_is_tried_again(root: Path, tmp_path: Path) -> None:
+    archive, formats = root / "all.zip", Killed()
+    archive.write_bytes(b"PK")
+    os.utime(archive, (1, 1))
+    with folder_source(root, tmp_path / "home", rescan=0.0001, formats=formats) as source:
+        for _ in range(2):
+            view, notes = opened(source)
+            view.close()
+            assert "docs/all.zip!/late.md" in notes.gaps
+        formats.passed = True
+        assert sorted(uris(source, "pump")) == ["docs/all.zip!/early.md", "docs/all.zip!/late.md"]
+        view, notes = opened(source)
+        view.close()
+        assert not notes.gaps
 
 
 def test_names_that_are_no_unicode(root: Path, tmp_path: Path) -> None:

@@ -180,6 +180,8 @@ def test_every_passage_stands_in_the_table_when_it_is_read_again(tables: Tables,
             assert original.text.text[start:end] == hit.passage.text
             assert original.sha256 == hit.document.sha256
             assert visible(original.text, start, end)
+        again = {uri: data.original(uri, Watch(60)).text for uri in originals}
+        assert all(again[uri] is original.text for uri, original in originals.items()), "the same bytes, parsed twice"
 
 
 async def test_a_question_is_answered_from_a_table_and_its_citation_holds(tmp_path: Path) -> None:

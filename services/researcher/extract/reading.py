@@ -15,7 +15,7 @@ from services.researcher.extract.kinds import PLAIN, SUFFIXES, kind, supported
 from services.researcher.extract.parsers import ParserDied, Parsers
 from services.researcher.watch import Watch
 
-__all__ = ["SUFFIXES", "Parsers", "document", "documents", "only", "parsed", "supported"]
+__all__ = ["SUFFIXES", "Parsers", "again", "document", "documents", "only", "parsed", "supported"]
 
 MAX_DEATHS = 8  # of parsers over one file; an archive of many bombs is not read to its end
 _GARBAGE = "Its parser answered with what is no answer; it may have been taken over."
@@ -50,6 +50,14 @@ def document(name: str, member: str, data: bytes, parsers: Parsers, watch: Watch
     """
     if kind(name) in PLAIN or not kind(name):
         return only(iter([next(documents(name, data, parsers, watch))]), member)
+    return again(name, member, data, parsers, watch)
+
+
+def again(name: str, member: str, data: bytes, parsers: Parsers, watch: Watch) -> Text:
+    """Returns the text of one member that a parser process makes, or made lately of the same bytes.
+
+    Raises Unreadable, Cancelled, OutOfTime.
+    """
     key = key_of(name, member, data)
     if (text := parsers.kept.get(key)) is None:
         found = list(parsed(name, member, data, parsers, watch))

@@ -8,13 +8,14 @@ from conductor.v1 import researcher_pb2
 
 from services.researcher.documents import Document, Unreadable
 from services.researcher.index.catalogue import Known, uri_of
-from services.researcher.index.origin import Entry, Missed, Origin, Reading
+from services.researcher.index.origin import Entry, Missed, Origin, Reading, Stamp
 from services.researcher.index.update import Update
 from services.researcher.passages import split
 from services.researcher.protocol import Limits
 from services.researcher.watch import Cancelled, OutOfTime, Watch
 
 TOLD_S = 0.2  # between two messages of progress
+UNFINISHED: Stamp = ()  # of an entry that could not be read to its end for a reason that may pass; no file has it
 
 Told = Callable[[researcher_pb2.IndexProgress], None]
 Read = Callable[[Document], None]
@@ -146,7 +147,7 @@ class Sync:
         except Unreadable as problem:
             self._failed(entry, was, problem, read_ns)
             return
-        if was is not None and was.sha256 == reading.sha256:
+        if was is not None and was.sha256 == reading.sha256 and was.stamp != UNFINISHED:
             self._update.touch(was.id, reading.stamp)
             return
         with self._update.entry():
@@ -157,12 +158,13 @@ class Sync:
         self.outcome.progress.bytes += reading.size
 
     def _add(self, key: str, reading: Reading, read_ns: int, watch: Watch) -> int:
-        documents = 0
+        documents, lasting = 0, True
         number = self._update.add(key, reading.stamp, reading, read_ns)
         try:
             for member, text in reading.members:
                 watch.check()
                 if isinstance(text, Unreadable):
+                    lasting &= text.lasting
                     self._update.add_gap(number, member, text)
                     continue
                 self._update.add_document(number, key, member, text, tuple(split(text, watch)))
@@ -170,7 +172,10 @@ class Sync:
                 self._read(Document(uri, text.title, reading.sha256, reading.size, read_ns))
                 documents += 1
         except Unreadable as problem:
+            lasting &= problem.lasting
             self._update.add_gap(number, "", problem)
+        if not lasting:
+            self._update.touch(number, UNFINISHED)
         return documents
 
     def _failed(self, entry: Entry, was: Known | None, problem: Unreadable, read_ns: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from services.researcher.documents import Text
 from services.researcher.extract.parsers import Parsers
-from services.researcher.extract.reading import only, parsed
+from services.researcher.extract.reading import again, parsed
 from services.researcher.index.origin import Member
 from services.researcher.tables.kinds import kind
 from services.researcher.tables.program import BOOT
@@ -27,7 +27,7 @@ class Tables:
 
     def document(self, path: str, member: str, data: bytes, watch: Watch) -> Text:
         """Returns the text of one table. Raises Unreadable, Cancelled, OutOfTime."""
-        return only(parsed(path, member, data, self._parsers, watch), member)
+        return again(path, member, data, self._parsers, watch)
 
     def close(self) -> None:
         """Ends the processes."""
