@@ -15,7 +15,7 @@ from conductor.v1 import error_pb2, researcher_pb2, researcher_pb2_grpc
 from services.common.config import ResearcherSettings, load
 from services.common.server import Service
 from services.common.status import from_rpc_error
-from services.researcher import answer
+from services.researcher import units
 from services.researcher.__main__ import assembled
 from services.researcher.documents import Text
 from services.researcher.extract.parsers import Parsers
@@ -129,7 +129,7 @@ def check_result(result: researcher_pb2.ResearchResult) -> None:
         assert finding.statement == " ".join(finding.citations[0].quote.split())
         for citation in finding.citations:
             assert citation.quote and len(citation.quote) <= 2_000
-            assert len(citation.quote.split()) <= answer.MAX_WORDS
+            assert len(citation.quote.split()) <= units.MAX_WORDS
             assert not citation.uri.startswith("/") and ".." not in citation.uri.split("/")
             assert citation.locator.char_end - citation.locator.char_start == len(citation.quote)
     if len(result.sub_questions) == 1:  # of several parts, the findings of each stand together

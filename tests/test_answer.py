@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from conductor.v1 import researcher_pb2
 
-from services.researcher.answer import Quote, direct, quotes
+from services.researcher.answer import Asked, Quote, asked, direct, quotes
+from services.researcher.contradictions import contradictions
 from services.researcher.documents import Document, Kind, Original, Passage, SourceKind
 from services.researcher.index.lexical import Damaged
 from services.researcher.index.memory import MemoryIndex
@@ -20,14 +21,14 @@ from tests.asking import extracted
 ANALYZER = Analyzer()
 
 
-def asked(*words: str) -> list[Term]:
-    return [Term(word, stem, 1.0, present=True) for word in words for stem in ANALYZER.stems(word)]
+def of(*words: str, question: str = "") -> Asked:
+    return asked(question, [Term(word, stem, 1.0, present=True) for word in words for stem in ANALYZER.stems(word)])
 
 
-def quoted(uri: str, text: str, *words: str) -> Quote:
+def quoted(uri: str, text: str, *words: str, question: str = "") -> Quote:
     """The best quote of a passage."""
     candidate = Candidate(Document(uri, "", "", len(text), 0), Passage(0, text, (), ()), 1.0)
-    (quote,) = quotes([candidate], asked(*words), ANALYZER, Watch(10))
+    (quote,) = quotes([candidate], of(*words, question=question), ANALYZER, Watch(10))
     assert quote.text == text[quote.start : quote.end]
     return quote
 
@@ -66,12 +67,91 @@ TABLE = "The seal is replaced as follows.\n\n| seal | mechanical | hours |\n| se
 def test_a_row_is_no_sentence() -> None:
     quote = quoted("docs/a.md", TABLE, "mechanical", "seal", "hours", "replaced")
     assert "16,000" in quote.text or "| seal" in quote.text, "the quote holds rows"
-    assert direct(quote, asked("mechanical", "seal", "hours"), ANALYZER) == "The seal is replaced as follows."
+    assert direct(quote, of("mechanical", "seal", "hours"), ANALYZER) == "The seal is replaced as follows."
 
 
 def test_where_there_are_only_rows_the_best_is_told() -> None:
     quote = quoted("docs/a.csv", PEOPLE, "bob", "south")
-    assert direct(quote, asked("bob"), ANALYZER) == "Bob,Oslo. South,22"
+    assert direct(quote, of("bob"), ANALYZER) == "Bob,Oslo. South,22"
+
+
+# What is a sentence, and which one answers
+
+PAGE = """\
+       tcp_keepalive_probes (integer; default: 9)
+              The maximum number of TCP keep-alive probes to send before giving
+              up and killing the connection if no response is obtained from the
+              other end.
+"""
+CODE = """\
+    def close_every_connection_of_the_pool(self):
+        make all of these connections wait for them;
+        return jsonify([item.to_json() for item in items])
+"""
+
+
+def test_a_sentence_of_an_indented_page_goes_on_over_its_lines() -> None:
+    quote = quoted("docs/tcp.7.txt", PAGE, "killing", "connection", "response", "obtained")
+    assert quote.text.startswith("The maximum number") and quote.text.endswith("other end.")
+    assert quoted("docs/a.txt", f"  - {PAGE.strip()[45:]}", "up").text.endswith(
+        "up and killing the connection if no response is obtained from the\n              other end."
+    )
+    assert quoted("docs/a.md", CODE, "jsonify").text == "return jsonify([item.to_json() for item in items])"
+    short = quoted("docs/a.md", "It takes e.g. a seal. It rains.", "seal", "takes")
+    assert direct(short, of("seal", "takes"), ANALYZER) == "It takes e.g. a seal."
+
+
+def test_where_a_number_is_asked_for_the_sentence_that_gives_it_is_told() -> None:
+    text = "The delay sets the time between two health checks of a server. If left unspecified, it is 2000 ms."
+    words = "health", "checks", "server", "time"
+    how_often = quoted("docs/a.md", text, *words, question="How often are health checks made?")
+    assert how_often.text == text
+    assert direct(how_often, of(*words, question="How often are health checks made?"), ANALYZER) == text
+    assert direct(how_often, of(*words), ANALYZER) == text.partition(" If")[0]
+    long = text.replace("server.", f"server{', and of another one' * 10}.")
+    assert quoted("docs/a.md", long, *words, question="How often are health checks made?").text == long
+    for named in ("See RFC 1122.", "It came with Linux 2.6.", "Table 13.1 lists it.", "This is HTTP/1.1 only."):
+        other = f"The delay sets the time between two health checks of a server. {named}"
+        quote = Quote(Document("a.md", "", "", 9, 0), 0, len(other), other, (), 1, 1, frozenset())
+        assert named not in direct(quote, of(*words, question="How long is it?"), ANALYZER)
+
+
+def test_a_question_or_a_list_of_names_is_no_answer() -> None:
+    text = "How is the seal of the pump replaced? Loosen the four screws of the seal, then pull."
+    quote = quoted("docs/a.md", text, "seal", "pump", "replaced")
+    assert quote.text == text and direct(quote, of("seal", "pump"), ANALYZER).startswith("Loosen")
+    listed, said = "seal, pump, replaced, screws", "The seal of the pump is replaced."
+    found = [
+        Candidate(Document(name, "", "", 9, 0), Passage(0, each, (), ()), score)
+        for name, each, score in (("a.md", listed, 0.7), ("b.md", said, 0.65))
+    ]
+    best = quotes(found, of("seal", "pump", "replaced"), ANALYZER, Watch(10))
+    assert [quote.text for quote in best] == [said, listed] and best[0].score > best[1].score
+
+
+# Contradictions
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "detail"),
+    [
+        ("The seal of the pump lasts 16,000 hours.", "The seal of the pump lasts 8,000 hours.", "16000 h or 8000 h"),
+        ("The gateway listens on port 80 by default.", "The gateway listens on port 81 by default.", "80 or 81"),
+        ("The queue of the pump is kept on disk.", "The queue of the pump is not kept on disk.", "the contrary"),
+        ("Set max_age to 5 seconds on the server.", "Set max_age to 9 seconds on the server.", "5 s or 9 s"),
+        ("The default of connect_timeout is 30 s there.", "The default of helo_timeout is 300 s there.", ""),
+        ("Exit code 1 means that tests failed.", "Exit code 2 means that tests failed to start.", ""),
+        ("With Linux 2.4 a pipe holds 4096 bytes.", "With Linux 2.6 a pipe holds 65536 bytes.", ""),
+        ("The flag --keep makes it wait 5 seconds.", "The flag --drop makes it wait 9 seconds.", ""),
+        ("In version 3 the pool of workers has 4 threads.", "In version 4 the pool of workers has 8 threads.", ""),
+    ],
+)
+def test_what_cannot_both_hold_is_told_and_what_speaks_of_other_things_is_not(
+    one: str, other: str, detail: str
+) -> None:
+    found = contradictions([one, other], ANALYZER)
+    assert len(found) == bool(detail)
+    assert not found or detail in found[0].detail
 
 
 # A whole research over passages at hand

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from services.researcher.closeness import weights_of
 from services.researcher.documents import Document, Heading, Passage, below
-from services.researcher.extract.kinds import kind
 from services.researcher.protocol import Candidate, Term
+from services.researcher.quantities import measures
 from services.researcher.terms import Analyzer
+from services.researcher.units import MAX_WORDS, Unit, units_of
 from services.researcher.watch import Watch
 
 MAX_SENTENCES = 6  # of a quote
-MAX_WORDS = 120  # of a quote
 EASY_WORDS = 40  # a quote this long can be understood by itself; shorter and longer ones are worth a little less
 MAX_CITATIONS = 3  # of one finding: other documents that say nearly the same
 # Share of the objective's weight that a quote must cover, with the headings above it, to count as an answer.
@@ -22,32 +22,34 @@ QUOTED = 24  # passages, the best ones, that quotes are looked for in
 HEADING_SHARE = 0.5  # what a term counts that stands only in the headings above the quote
 BLOCK_COST = 0.02  # of each paragraph, list item or row that a quote reaches into
 READABLE_SHARE = 0.05  # of a quote's worth is its length
+ASKING_COST = 0.2  # of a quote that ends with a question: the answer stands behind it
+AMOUNT_SHARE = 0.15  # of a quote's worth is the number in it, where one is asked for
+FRAGMENT_SHARE = 0.85  # what counts of a quote without a sentence: a list of names, a line of code
+WEAK_SHARE = 0.7  # what counts of a unit as the direct sentence when it is none
+ASKING_SHARE = 0.3  # and when it asks itself
+AMOUNT_WITHIN = 2  # sentences behind the direct one that may give the number that was asked for
 SAME = 0.8  # Jaccard similarity of stems from which two quotes say the same
 
-_UNIT_END = re.compile(
-    r"(?P<close>(?<=[^\d\s][.!?…])[\"'”’)\]*_`]*)\s+(?=\S)"  # a sentence ends, with what closes it; `3.` numbers a list
-    r"|(?<=[。！？])"
-    r"|\n(?:[ \t\r]*\n)+"  # a paragraph ends
-    r"|\n(?=[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t])"  # a list item begins
-    r"|\n(?=[ \t]*\|)|\n(?=[ ]{4}|\t)|\n(?=[ ]{0,3}(?:`{3}|~{3}))"  # a row of a table, a line of code
+_AMOUNT = re.compile(
+    r"\bhow\s+(?:many|much|long|often|large|big|small|high|low|deep|far|fast|old|wide|frequently|soon)\b"
+    r"|\b(?:what|which|maximum|minimum|largest|longest|highest|smallest|biggest)\b[^.?;,]{0,30}"
+    r"\b(?:number|port|size|limit|length|percentage|code|year|date|timeout|interval|maximum|minimum|value|rate)\b"
+    r"|\bwhat\s+(?:is|are)\s+the\s+(?:maximum|minimum|largest|longest|highest|smallest|biggest|default)\b",
+    re.I,
 )
-_BLOCK = re.compile(r"(?:[-*+•]|\d{1,3}[.)])[ \t]|\||`{3}|~{3}")
-_WORD = re.compile(r"\S+")
-_ROWS = frozenset({"rows", "sheets"})  # kinds of documents whose text is rows, each from the beginning of a line
-_ROW_END = re.compile(r"\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """A sentence, list item, table row or line of code: its place in the passage, its stems."""
+class Asked:
+    """What quotes are looked for: the stems with what each counts, and whether a number is asked for."""
 
-    start: int
-    end: int
-    words: int
-    stems: frozenset[str]
-    heading: bool = False
-    opens: bool = False  # begins a paragraph, list item, row or line
-    row: bool = False  # of a table
+    weights: Mapping[str, float]
+    amount: bool = False
+
+
+def asked(question: str, terms: Sequence[Term]) -> Asked:
+    """Returns what a question asks for. Questions in English only are seen to ask for a number."""
+    return Asked(weights_of(terms), _AMOUNT.search(question) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +69,16 @@ class Quote:
     stems: frozenset[str]
 
 
-def quotes(hits: Sequence[Candidate], terms: Sequence[Term], analyzer: Analyzer, watch: Watch) -> list[Quote]:
-    """Returns the best quote of each passage that is relevant, in the passages' order, best first."""
-    weights = weights_of(terms)
+def quotes(hits: Sequence[Candidate], what: Asked, analyzer: Analyzer, watch: Watch) -> list[Quote]:
+    """Returns the best quote of each passage that is relevant, best first; those without a sentence come later."""
     found = []
     for hit in hits[:QUOTED]:
         watch.check()
-        quote = _best(hit, weights, analyzer)
+        quote = _best(hit, what, analyzer)
         if quote is not None and quote.coverage >= RELEVANT:
             found.append(quote)
     most = max((quote.coverage for quote in found), default=0.0)
-    return [quote for quote in found if quote.coverage >= NEAR_BEST * most]
+    return sorted((quote for quote in found if quote.coverage >= NEAR_BEST * most), key=lambda each: -each.score)
 
 
 def group(ranked: Sequence[Quote], limit: int) -> list[list[Quote]]:
@@ -93,20 +94,25 @@ def group(ranked: Sequence[Quote], limit: int) -> list[list[Quote]]:
     return groups
 
 
-def direct(quote: Quote, terms: Sequence[Term], analyzer: Analyzer) -> str:
+def direct(quote: Quote, what: Asked, analyzer: Analyzer) -> str:
     """Returns the sentence of a quote that says most of what was asked, as it stands there.
 
-    A row of a table is none; it is taken where the quote is made of rows.
+    A row of a table is none; it is taken where the quote is made of rows. Where a number is asked for, the sentences
+    up to the one that gives it belong to it.
     """
-    passage = Passage(0, quote.text, (), ())
-    weights = weights_of(terms)
-    units = _units(passage, analyzer, _in_rows(quote.document))
+    units = units_of(quote.document, Passage(0, quote.text, (), ()), analyzer)
 
     def worth(unit: Unit) -> tuple[bool, float, int]:
-        return not unit.row, sum(weights.get(stem, 0.0) for stem in unit.stems), -unit.start
+        share = ASKING_SHARE if unit.asks else 1 if unit.sentence else WEAK_SHARE
+        return not unit.row, share * sum(what.weights.get(stem, 0.0) for stem in unit.stems), -unit.start
 
     best = max(units, key=worth)
-    return quote.text[best.start : best.end]
+    last = best
+    if what.amount and not best.row and not measures(quote.text[best.start : best.end]):
+        first = units.index(best) + 1
+        behind = (unit for unit in units[first : first + AMOUNT_WITHIN] if not unit.row)
+        last = next((unit for unit in behind if measures(quote.text[unit.start : unit.end])), best)
+    return quote.text[best.start : last.end]
 
 
 def above_text(document: Document, above: Iterable[Heading]) -> str:
@@ -119,22 +125,26 @@ def _similar(one: Quote, other: Quote) -> bool:
     return overlap >= SAME * len(one.stems | other.stems)
 
 
-def _best(hit: Candidate, weights: Mapping[str, float], analyzer: Analyzer) -> Quote | None:
+def _best(hit: Candidate, what: Asked, analyzer: Analyzer) -> Quote | None:
     passage = hit.passage
     above = frozenset(analyzer.stems(above_text(hit.document, passage.above)))
-    units = _units(passage, analyzer, _in_rows(hit.document))
+    units = units_of(hit.document, passage, analyzer)
+    amounts = [what.amount and measures(passage.text[unit.start : unit.end]) for unit in units]
     best: tuple[float, float, int, int] | None = None
-    for first, last, words, coverage, crossed in _windows(units, above, weights):
-        value = coverage + READABLE_SHARE * _ease(words) - BLOCK_COST * crossed
+    for first, last, words, coverage, crossed in _windows(units, above, what.weights):
+        value = coverage + READABLE_SHARE * _ease(words) - BLOCK_COST * crossed - ASKING_COST * units[last].asks
+        value += AMOUNT_SHARE * any(amounts[first : last + 1])
         if best is None or value > best[0] + 1e-9:
-            best = (value, coverage, units[first].start, units[last].end)
+            best = (value, coverage, first, last)
     if best is None:
         return None
-    value, coverage, start, end = best
-    text = passage.text[start:end]
+    _, coverage, first, last = best
+    chosen = units[first : last + 1]
+    text = passage.text[chosen[0].start : chosen[-1].end]
+    score = hit.score * (1 if any(unit.sentence or unit.row for unit in chosen) else FRAGMENT_SHARE)
+    start = passage.start + chosen[0].start
     stems = frozenset(analyzer.stems(text))
-    start += passage.start
-    return Quote(hit.document, start, start + len(text), text, _path(passage, start), coverage, hit.score, stems)
+    return Quote(hit.document, start, start + len(text), text, _path(passage, start), coverage, score, stems)
 
 
 def _path(passage: Passage, offset: int) -> tuple[str, ...]:
@@ -181,55 +191,3 @@ def _windows(
                 covered += weight
                 near -= HEADING_SHARE * weight if stem in above else 0.0
             yield first, last, words, (covered + near) / total, crossed
-
-
-def _in_rows(document: Document) -> bool:
-    return kind(document.uri) in _ROWS
-
-
-def _units(passage: Passage, analyzer: Analyzer, in_rows: bool) -> list[Unit]:
-    text = passage.text
-    between = _rows if in_rows else _sentences
-    units: list[Unit] = []
-    position = 0
-    for heading in passage.headings:
-        start, end = heading.start - passage.start, min(heading.end - passage.start, len(text))
-        units += between(text, position, start, analyzer)
-        units.append(Unit(start, end, 0, frozenset(analyzer.stems(heading.text)), heading=True))
-        position = end
-    units += between(text, position, len(text), analyzer)
-    return units
-
-
-def _sentences(text: str, start: int, end: int, analyzer: Analyzer) -> Iterator[Unit]:
-    position, opens = start, True
-    for mark in _UNIT_END.finditer(text, start, end):
-        yield from _pieces(text, position, max(mark.start(), mark.end("close")), opens, analyzer)
-        position, opens = mark.end(), _opens_block(mark)
-    yield from _pieces(text, position, end, opens, analyzer)
-
-
-def _rows(text: str, start: int, end: int, analyzer: Analyzer) -> Iterator[Unit]:
-    """Yields rows whole, whatever sentences they hold. Lines inside of quotes belong to one row (RFC 4180)."""
-    position = start
-    for mark in _ROW_END.finditer(text, start, end):
-        if text.count('"', position, mark.start()) % 2 == 0:
-            yield from _pieces(text, position, mark.start(), True, analyzer, row=True)
-            position = mark.end()
-    yield from _pieces(text, position, end, True, analyzer, row=True)
-
-
-def _opens_block(mark: re.Match[str]) -> bool:
-    """Says whether a paragraph, item, row or line of code, not only a sentence, begins behind the mark."""
-    lines = mark[0].count("\n")
-    return mark["close"] is None or lines > 1 or bool(lines and _BLOCK.match(mark.string, mark.end()))
-
-
-def _pieces(text: str, start: int, end: int, opens: bool, analyzer: Analyzer, *, row: bool = False) -> Iterator[Unit]:
-    """Yields the text between two places without the white space around it, in pieces of at most MAX_WORDS."""
-    words = list(_WORD.finditer(text, start, end))
-    row = row or (bool(words) and words[0][0].startswith("|"))
-    for index in range(0, len(words), MAX_WORDS):
-        piece = words[index : index + MAX_WORDS]
-        first, last = piece[0].start(), piece[-1].end()
-        yield Unit(first, last, len(piece), frozenset(analyzer.stems(text[first:last])), opens=opens, row=row)

@@ -1,4 +1,7 @@
-"""Findings that cannot both hold: nearly the same words with another number, or with a yes where the other says no."""
+"""Findings that cannot both hold: nearly the same words with another number, or with a yes where the other says no.
+
+Two sentences that each name what the other does not, an option or a version, speak of different things.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +11,7 @@ from itertools import combinations
 from conductor.v1 import researcher_pb2
 
 from services.researcher.polarity import Polarity, Said
-from services.researcher.quantities import Quantity, quantities
+from services.researcher.quantities import Quantity, labels, quantities
 from services.researcher.terms import STOP_WORDS, Analyzer
 
 MAX_SENTENCES = 200  # compared with each other
@@ -19,6 +22,10 @@ LEAST_STEMS = 3  # two shorter sentences are alike too easily
 SHOWN = 160  # characters of a sentence in the detail
 MOST_SUBJECT = 4  # words
 
+# Names of options, settings and programs: `--keep-all`, max_size, server.port, maxSize, CAP_KILL.
+_NAME = re.compile(
+    r"(?<![\w.-])(?:--?[a-z][\w-]*|[A-Za-z]\w*(?:_\w+|\.[A-Za-z_]\w*)+|[a-z]+[A-Z]\w*|[A-Z][A-Z0-9]+)(?![\w-])"
+)
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
@@ -30,6 +37,8 @@ class _Sentence:
     words: tuple[str, ...]
     measured: tuple[Quantity, ...]
     said: Said
+    names: frozenset[str]
+    labels: frozenset[str]
 
 
 def contradictions(statements: Sequence[str], analyzer: Analyzer) -> list[researcher_pb2.Contradiction]:
@@ -39,7 +48,7 @@ def contradictions(statements: Sequence[str], analyzer: Analyzer) -> list[resear
     found: dict[tuple[int, int], researcher_pb2.Contradiction] = {}
     for one, other in combinations(sentences, 2):
         pair = one.finding, other.finding
-        if one.finding == other.finding or pair in found or not _alike(one, other, ALIKE):
+        if one.finding == other.finding or pair in found or not _alike(one, other, ALIKE) or _apart(one, other):
             continue
         how = _disagree(one, other)
         if not how and _alike(one, other, SAME_WORDS) and polarity.turned(one.said, other.said):
@@ -60,11 +69,21 @@ def _sentences(statements: Sequence[str], analyzer: Analyzer, polarity: Polarity
             words = tuple(word for word in analyzer.words(text) if word.lower() not in STOP_WORDS)
             stems = frozenset(stem for word in words if not word[0].isdigit() for stem in analyzer.stems(word))
             if len(stems) >= LEAST_STEMS:
-                yield _Sentence(number, text, stems, words, tuple(quantities(text)), polarity.read(text))
+                said, names = polarity.read(text), frozenset(_NAME.findall(text))
+                measured, numbered = tuple(quantities(text)), frozenset(labels(text))
+                yield _Sentence(number, text, stems, words, measured, said, names, numbered)
 
 
 def _alike(one: _Sentence, other: _Sentence, share: float) -> bool:
     return len(one.stems & other.stems) >= share * len(one.stems | other.stems)
+
+
+def _apart(one: _Sentence, other: _Sentence) -> bool:
+    """Says whether they speak of different things by name, or by number: "exit code 1" and "exit code 2"."""
+    return bool(
+        (one.names - other.names and other.names - one.names)
+        or (one.labels - other.labels and other.labels - one.labels)
+    )
 
 
 def _disagree(one: _Sentence, other: _Sentence) -> str:

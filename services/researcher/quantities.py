@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from services.researcher.documents import Span
 
+MAX_LABEL = 30  # characters
+
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)\]-])-)?(?<![A-Za-z0-9_])(?<!\d[.,:/])[vV]?"
@@ -73,6 +75,10 @@ _UNITS = {
     )
     for name in group.split()
 }
+# Words before a number that names something and measures nothing.
+_NAMING = "version release section chapter figure table example step page appendix rfc issue bug code status clause"
+_LABELS = frozenset(_NAMING.split())
+_BEFORE = re.compile(r"([A-Za-z]+)(?:[ \u00a0]|(?<=[A-Z])/)$")
 _YEAR = "january february march april may june july august september october november december"
 _MONTHS = _YEAR.split()
 _MONTH = r"(?P<month>" + "|".join(rf"{name[:3]}(?:{name[3:]})?" for name in _MONTHS) + r"|sept)\b\.?"
@@ -132,6 +138,27 @@ def quantities(text: str) -> list[Quantity]:
         if not any(_meet(match.span(), span) for span in taken):
             found.append(_spelled(match, plain))
     return sorted(found, key=lambda each: each.span)
+
+
+def labels(text: str) -> set[str]:
+    """Returns the numbers that name what is spoken of: "exit code 1", "Linux 2.6", "HTTP/1.1", each with its word."""
+    return {f"{word} {each.value}" for each in quantities(text) if (word := _label(each, text))}
+
+
+def measures(text: str) -> bool:
+    """Says whether a text gives a number, or a measure, that is no label."""
+    return any((each.unit or text[each.span[0]].isdigit()) and not _label(each, text) for each in quantities(text))
+
+
+def _label(quantity: Quantity, text: str) -> str:
+    """Returns the word whose number it is, in lower case; empty when it measures or counts something."""
+    before = _BEFORE.search(text, max(quantity.span[0] - MAX_LABEL, 0), quantity.span[0])
+    if quantity.unit or before is None:
+        return ""
+    word = before[1]
+    opens = not text[: before.start()].rstrip(" \t*_`\"'(").removesuffix(":")[-1:].strip(".!?:;")
+    named = word.lower() in _LABELS or (word[0].isupper() and not opens)
+    return word.lower() if named else ""
 
 
 def parts(quantity: Quantity) -> Iterator[Quantity]:

@@ -13,7 +13,7 @@ from conductor.v1 import researcher_pb2
 
 from services.common.errors import Reason, Refusal
 from services.researcher import parts
-from services.researcher.answer import direct, group, quotes
+from services.researcher.answer import asked, direct, group, quotes
 from services.researcher.citing import Citing
 from services.researcher.closeness import answering, closest
 from services.researcher.contradictions import contradictions
@@ -275,7 +275,8 @@ class _Run:
 
     def _quote(self, sought: Sought, terms: Sequence[Term], found: Sequence[Candidate], limit: int) -> None:
         """Takes the best quotes of a part as findings, those another part has already by their number."""
-        groups = group(quotes(found, terms, self._tools.analyzer, self._watch), limit)
+        what = asked(sought.part.text, terms)
+        groups = group(quotes(found, what, self._tools.analyzer, self._watch), limit)
         self._tell(found, {(quote.document.uri, quote.start, quote.end) for each in groups for quote in each})
         for each in groups:
             added = self._citing.add(each, self._result)
@@ -283,7 +284,7 @@ class _Run:
                 continue
             number, quote = added
             if not sought.findings:
-                sentence = direct(quote, terms, self._tools.analyzer)
+                sentence = direct(quote, what, self._tools.analyzer)
                 self._result.answer.add(text=" ".join(sentence.split()), findings=[number])
             sought.findings.append(number)
 
