@@ -65,8 +65,8 @@ class Proposal:
             if issue["code"] == "LEAKAGE_SUSPECT" and issue["severity"] == "WARN"
         }
 
-    def step(self, column: Mapping[str, Any], original: str, group: str | None) -> Step:
-        """Returns what is proposed for a column of the profile. `group`: the column that says what belongs together."""
+    def step(self, column: Mapping[str, Any], original: str, groups: Collection[str]) -> Step:
+        """Returns what is proposed for a column of the profile. `groups`: the columns that say what belongs together."""
         name = column["name"]
         usual = _usual(column)
         usual = replace(usual, original=original, levels=column["unique"])
@@ -83,7 +83,7 @@ class Proposal:
         if column["role"] == "ID":
             words = f"It identifies rows: {column.get('why', 'you said so')}."
             return replace(usual, action="DROP", reason=words, issue="ID_COLUMN")
-        if name == group:
+        if name in groups:
             words = "It says which rows belong together; a model that learns it knows nothing about new ones."
             return replace(usual, action="DROP", reason=words, issue="GROUPED_ROWS")
         return usual

@@ -5,44 +5,30 @@ carried out by stages/preparing.py, inside the model. Edits: actions.<column>, s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stages.choices import Choices, bad
+from stages.choices import Choices
 from stages.contract import Action, Artifact, Envelope, Failed, Issue, Progress, Result, Room, Severity, main
+from stages.cutting import LEAST_SHARE, MOST_FOLDS, MOST_SHARE, TEST_SHARE, Cut, Cutting
 from stages.plan import Proposal, Step, changed
 from stages.preparing import dates, target_of
 from stages.rows import Hashes, mixed, ordinary
-from stages.splitting import KINDS, TEST, TRAIN, Parts, groups_of, split, split_by_time
+from stages.splitting import NO_FOLD, TEST, TRAIN, Parts, groups_of, split, split_by_time
 from stages.survey import Table
-from stages.targets import FOLDS, LEAST_FOLDS, LEAST_OF_CLASS, LEAST_ROWS
+from stages.targets import FOLDS, LEAST_OF_CLASS, LEAST_ROWS
 from stages.typed import MISSING_AMONG_NUMBERS
 from stages.wording import counted, quoted, several
 
-TEST_SHARE = 0.25
-LEAST_SHARE, MOST_SHARE = 0.05, 0.5
-MOST_FOLDS = 10
-MANY_ROWS = 20_000  # from which fewer folds say as much
-FOLDS_OF_MANY = 3
 OFFERED = 300  # columns whose action can be changed
 LONGEST_NAME = 200  # characters of a column's name that a choice can carry
 NAMED = 3  # dropped columns in the summary
 SPLIT = "split.parquet"
 WEIGHTY = ("LEAKAGE_SUSPECT", "ID_COLUMN", "GROUPED_ROWS")
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How the rows are to be split."""
-
-    kind: str
-    share: float
-    folds: int
-    column: str | None = None
 
 
 def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
@@ -56,11 +42,12 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
         raise Failed("TARGET_AMBIGUOUS", text, suggestion=advice, actions=tuple(_leaving()))
     choices = Choices(envelope.edits)
     progress.tell(5, "planning", always=True)
-    steps = _steps(intent, profile, table, choices)
+    cutting = Cutting(choices, intent, profile)
+    steps = _steps(intent, profile, table, choices, cutting)
     try:
-        return _planned(envelope, room, progress, choices, steps, table, (intent, profile, source))
+        return _planned(envelope, room, progress, choices, cutting, steps, table, (profile, source))
     except Failed as failed:
-        offered = _actions(steps, Cut("", TEST_SHARE, FOLDS), table)
+        offered = _actions(steps, None, cutting)
         failed.actions = tuple(action for action in offered if action.kind != "CONFIRM")
         raise
 
@@ -70,33 +57,40 @@ def _planned(
     room: Room,
     progress: Progress,
     choices: Choices,
+    cutting: Cutting,
     steps: list[Step],
     table: Table,
-    earlier: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]],
+    earlier: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> Result:
-    intent, profile, source = earlier
+    profile, source = earlier
     features = [step.column for step in steps if step.action != "DROP"]
     if not features:
         text = "Every column is left out: there is nothing to predict from."
         raise Failed("NO_FEATURES", text, suggestion="Keep at least one column.")
     plan = _plan(profile, source, steps, features)
     target, dropped = _usable(target_of(table.frame([plan["target"]]), plan), plan)
-    cut = _cut(choices, intent, profile, table, target)
+    cut = cutting.cut(target)
     choices.done()
     progress.tell(40, "splitting", always=True)
     parts = _parts(cut, target, table, profile, plan, envelope.seed)
     _refuse_empty(parts, target, plan)
+    filled = len(np.unique(parts.fold[parts.fold != NO_FOLD]))
+    if filled < cut.folds:  # fewer groups than folds: none may be empty
+        cut = replace(cut, folds=filled)
+        parts = _parts(cut, target, table, profile, plan, envelope.seed)
     parts.frame().to_parquet(room.path(SPLIT), index=False)
     plan |= {"split": _split(cut, parts, envelope.seed), "dropped_rows": dropped}
     artifact = Artifact(SPLIT, "application/vnd.apache.parquet", "Which rows train and which test")
-    return Result(_summary(plan, steps), plan, list(_actions(steps, cut, table)), list(_issues(steps)), [artifact])
+    return Result(_summary(plan, steps), plan, list(_actions(steps, cut, cutting)), list(_issues(steps, cut)), [artifact])
 
 
-def _steps(intent: Mapping[str, Any], profile: Mapping[str, Any], table: Table, choices: Choices) -> list[Step]:
-    target, group = profile["target"]["column"], intent.get("group") or profile.get("group")
+def _steps(
+    intent: Mapping[str, Any], profile: Mapping[str, Any], table: Table, choices: Choices, cutting: Cutting
+) -> list[Step]:
+    target = profile["target"]["column"]
     proposal = Proposal(profile, intent.get("drop") or (), intent.get("keep_only") or ())
     steps = [
-        proposal.step(column, table.originals[column["name"]], group)
+        proposal.step(column, table.originals[column["name"]], cutting.groups)
         for column in profile["columns"]
         if column["name"] != target
     ]
@@ -138,37 +132,6 @@ def _usable(target: "pd.Series[Any]", plan: dict[str, Any]) -> tuple["pd.Series[
         text = f"Only {counted(len(known), 'row')} are left; at least {LEAST_ROWS} are needed."
         raise Failed("TOO_FEW_ROWS", text, count=len(known), suggestion="Bring more rows.")
     return known, [reason for reason in dropped if reason["n"]]
-
-
-def _cut(
-    choices: Choices, intent: Mapping[str, Any], profile: Mapping[str, Any], table: Table, target: "pd.Series[Any]"
-) -> Cut:
-    classes = profile["target"]["task"] != "regression"
-    group, time = intent.get("group") or profile.get("group"), intent.get("time")
-    usual = "TIME" if time else "GROUP" if group else "STRATIFIED" if classes else "RANDOM"
-    kind = choices.text("split", KINDS) or usual
-    if kind == "STRATIFIED" and not classes:
-        raise bad("split", kind, "Only classes can be spread evenly; choose RANDOM for numbers.")
-    names = [name for name in table.kinds if name != profile["target"]["column"]]
-    column = choices.text("split_column", names)
-    by_kind = {"GROUP": group, "TIME": time or _first_date(profile)}
-    column = (column or by_kind[kind]) if kind in by_kind else None
-    if kind in by_kind and column not in names:
-        raise bad("split", kind, "Choose the column to split by as well (split_column).")
-    share = choices.number("test_share", LEAST_SHARE, MOST_SHARE) or TEST_SHARE
-    folds = choices.number("folds", 2, MOST_FOLDS)
-    return Cut(kind, share, int(folds) if folds else _folds(target, share, classes), column)
-
-
-def _first_date(profile: Mapping[str, Any]) -> str | None:
-    return next((column["name"] for column in profile["columns"] if column["role"] == "DATETIME"), None)
-
-
-def _folds(target: "pd.Series[Any]", share: float, classes: bool) -> int:
-    if len(target) >= MANY_ROWS:
-        return FOLDS_OF_MANY
-    smallest = target.value_counts().min() if classes else len(target)
-    return int(min(FOLDS, max(LEAST_FOLDS, smallest * (1 - share) // 2)))
 
 
 def _parts(
@@ -226,6 +189,7 @@ def _refuse_empty(parts: Parts, target: "pd.Series[Any]", plan: Mapping[str, Any
 
 def _split(cut: Cut, parts: Parts, seed: int) -> dict[str, Any]:
     figures = {"kind": cut.kind, "test_share": cut.share, "folds": cut.folds, "column": cut.column, "seed": seed}
+    figures |= {"why": cut.why}
     return figures | {"n_train": parts.count(TRAIN), "n_test": parts.count(TEST)}
 
 
@@ -239,6 +203,7 @@ def _summary(plan: Mapping[str, Any], steps: Sequence[Step]) -> str:
     }
     told = f"{counted(len(plan['features']), 'column')} will be used. {cut['n_train']:,} rows to learn from and "
     told += f"{cut['n_test']:,} to test on at the end, divided {ways[cut['kind']]}."
+    told += f" {cut['why']}" if cut["why"] else ""
     for row in plan["dropped_rows"]:
         told += f" {counted(row['n'], 'row')} left out: {row['reason']}."
     out = [step for step in steps if step.action == "DROP"]
@@ -248,29 +213,38 @@ def _summary(plan: Mapping[str, Any], steps: Sequence[Step]) -> str:
     return told
 
 
-def _issues(steps: Sequence[Step]) -> Iterator[Issue]:
+def _issues(steps: Sequence[Step], cut: Cut) -> Iterator[Issue]:
+    if cut.why:
+        severity: Severity = "INFO" if cut.kind == "TIME" else "WARN"
+        advice = "Choose another split if that is not meant." if cut.kind == "TIME" else "Bring a column of dates."
+        yield Issue("TIME_ORDERED", severity, cut.why, column=cut.column, suggestion=advice)
     for step in steps:
         if step.issue:
             what = "is left out." if step.action == "DROP" else "is kept although it was to be left out."
             text = f"{quoted(step.column)} {what} {step.reason}"
-            severity: Severity = "WARN" if step.issue in WEIGHTY else "INFO"
+            severity = "WARN" if step.issue in WEIGHTY else "INFO"
             advice = "Choose another action for it if that is wrong."
             yield Issue(step.issue, severity, text, column=step.column, suggestion=advice)
 
 
-def _actions(steps: Sequence[Step], cut: Cut, table: Table) -> Iterator[Action]:
+def _actions(steps: Sequence[Step], cut: Cut | None, cutting: Cutting) -> Iterator[Action]:
+    """Yields what may be done at the gate. `cut`: how the rows were split, None when they were not."""
     yield Action("confirm", "Go on with this plan", "CONFIRM")
     offered = [step for step in steps if len(step.column) <= LONGEST_NAME and len(step.options) > 1]
     # Those that are left out come first: they are what a person should look at.
     for place, step in enumerate(sorted(offered, key=lambda step: step.action != "DROP")[:OFFERED]):
         label, name = f"What to do with {quoted(step.column)}", f"actions.{step.column}"
         yield Action(f"action-{place}", label, "CHOOSE", name, step.options, step.action)
-    yield Action("split", "How rows to test on are picked", "CHOOSE", "split", KINDS, cut.kind)
-    names = tuple(name for name in table.kinds if len(name) <= LONGEST_NAME)[:OFFERED]
-    yield Action("split-column", "Column to split by (GROUP and TIME)", "CHOOSE", "split_column", names, cut.column)
-    share = "Share of the rows to test on"
-    yield Action("test-share", share, "EDIT", "test_share", (), cut.share, LEAST_SHARE, MOST_SHARE)
-    yield Action("folds", "Folds of the cross-validation", "EDIT", "folds", (), cut.folds, 2, MOST_FOLDS)
+    kind, column = (cut.kind, cut.column) if cut else (None, None)
+    yield Action("split", "How rows to test on are picked", "CHOOSE", "split", cutting.kinds(), kind)
+    names = tuple(name for name in cutting.able() if len(name) <= LONGEST_NAME)[:OFFERED]
+    if names:
+        label = "Column to split by (GROUP and TIME)"
+        yield Action("split-column", label, "CHOOSE", "split_column", names, column)
+    share, share_now = "Share of the rows to test on", cut.share if cut else TEST_SHARE
+    yield Action("test-share", share, "EDIT", "test_share", (), share_now, LEAST_SHARE, MOST_SHARE)
+    folds = cut.folds if cut else FOLDS
+    yield Action("folds", "Folds of the cross-validation", "EDIT", "folds", (), folds, 2, MOST_FOLDS)
     yield from _leaving()
 
 

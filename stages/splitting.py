@@ -92,7 +92,9 @@ def split_by_time(used: Codes, total: int, moments: "pd.Series[Any]", share: flo
     order = np.argsort(moments.rank(method="min", na_option="top").to_numpy(), kind="stable")
     ranks = moments.rank(method="min", na_option="top").to_numpy()[order]
     first_test = round((1 - share) * len(used))
-    border = int(np.searchsorted(ranks, ranks[first_test], side="left")) or first_test
+    sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+    before, behind = (int(np.searchsorted(ranks, ranks[first_test], side=side)) for side in sides)
+    border = before or behind  # when most rows are of the first moment, all later ones test
     in_test, fold = np.zeros(len(used), dtype=bool), np.zeros(len(used), dtype=np.int8)
     in_test[order[border:]] = True
     fold[order[:border]] = np.arange(border) * folds // max(border, 1)

@@ -173,9 +173,9 @@ def test_leaving_out_every_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_split_that_leaves_a_class_without_rows_is_refused(tmp_path: Path) -> None:
-    laid(tmp_path, frame(site=np.where(ANSWER == "yes", "a", "b")), group="site")
+    laid(tmp_path, frame(step=np.argsort(np.argsort(ANSWER, kind="stable"))))  # "yes" is said last of all
     with pytest.raises(Failed) as caught:
-        planned(tmp_path)
+        planned(tmp_path, split="TIME", split_column="step", test_share=0.5)
     assert caught.value.issue.code == "TOO_FEW_ROWS"
 
 
@@ -256,6 +256,65 @@ def test_with_time_the_latest_rows_test_and_folds_grow_with_time(tmp_path: Path)
     assert found.day[found.part == TRAIN].max() < found.day[found.part == TEST].min()  # no day is on both sides
     spans = [found.day[found.fold == fold] for fold in range(5)]
     assert all(early.max() <= late.min() for early, late in pairwise(spans))
+
+
+def test_a_group_that_a_person_chose_is_no_feature_and_may_be_kept(tmp_path: Path) -> None:
+    site = [f"s{n % 7}" for n in range(ROWS)]
+    laid(tmp_path, frame(site=site, ward=np.arange(ROWS) // 20), group="ward")
+    result = planned(tmp_path, split="GROUP", split_column="site")
+    step, cut = steps(result)["site"], result.result["split"]
+    assert (cut["kind"], cut["column"], step["action"], step["issue"]) == ("GROUP", "site", "DROP", "GROUPED_ROWS")
+    assert "which rows belong together" in step["reason"] and steps(result)["ward"]["action"] == "DROP"
+    assert (parts(tmp_path).assign(site=site).groupby("site")[["part", "fold"]].nunique() == 1).all(axis=None)
+    kept = planned(tmp_path, split_column="site", split="GROUP", **{"actions.site": "CATEGORY"})
+    assert "site" in kept.result["features"]
+    assert "site" in planned(tmp_path, split="STRATIFIED", split_column="site").result["features"]
+
+
+def test_few_groups_make_fewer_folds_and_none_is_empty(tmp_path: Path) -> None:
+    laid(tmp_path, frame(site=np.arange(ROWS) % 4))
+    cut = planned(tmp_path, split_column="site").result["split"]
+    assert cut["kind"] == "GROUP" and cut["folds"] == len(set(parts(tmp_path).fold) - {-1}) <= 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "why"),
+    [
+        ("TIME", "colour", "holds no dates"),
+        ("GROUP", "colour", "only 2 groups"),
+        ("TIME", "term", "only 2 moments"),
+        ("GROUP", "size", "measurements"),
+    ],
+)
+def test_a_column_that_cannot_divide_the_rows_is_not_offered_and_refused(
+    kind: str, column: str, why: str, tmp_path: Path
+) -> None:
+    laid(tmp_path, frame(term=[1, 2] * (ROWS // 2), site=[f"s{n % 7}" for n in range(ROWS)], weight=NOISE))
+    offered = {action.field: action.options for action in planned(tmp_path).actions}
+    assert offered["split_column"] == ("size", "site", "weight")  # by size in order, by site together
+    with pytest.raises(Failed, match=why) as caught:
+        planned(tmp_path, split=kind, split_column=column)
+    assert (caught.value.issue.code, caught.value.issue.column) == ("BAD_EDIT", "split_column")
+    assert {"split", "split_column"} <= {action.field for action in caught.value.actions}
+
+
+def test_an_objective_that_speaks_of_what_comes_later_is_tested_on_the_latest_rows(tmp_path: Path) -> None:
+    days = pd.date_range("2020-01-01", periods=ROWS).strftime("%Y-%m-%d").astype("str")
+    laid(tmp_path, frame(day=days), intent={"later": True}, roles={"day": "DATETIME"})
+    result = planned(tmp_path)
+    assert (result.result["split"]["kind"], result.result["split"]["column"]) == ("TIME", "day")
+    assert "comes later" in result.summary and result.warnings[0].code == "TIME_ORDERED"
+    assert planned(tmp_path, split="RANDOM").result["split"]["kind"] == "RANDOM"
+    laid(tmp_path, frame(), intent={"later": True})
+    result = planned(tmp_path)
+    assert result.result["split"]["kind"] == "STRATIFIED" and result.warnings[0].severity == "WARN"
+    assert "no column says when" in result.summary
+
+
+def test_most_rows_of_the_first_moment_are_all_learned_from(tmp_path: Path) -> None:
+    year = np.array([2000] * 200 + [2001] * 20 + [2002] * 10 + [2003] * 10)
+    laid(tmp_path, frame(year=year))
+    assert planned(tmp_path, split="TIME", split_column="year").result["split"]["n_test"] == 40
 
 
 def test_share_and_folds_are_a_persons_choice(tmp_path: Path) -> None:
