@@ -12,8 +12,8 @@ import pandas as pd
 from stages.contract import Issue
 from stages.preparing import MANY_LEVELS
 from stages.shown import plain
-from stages.texts import as_dates, as_numbers, code_of
-from stages.wording import counted, quoted, share
+from stages.texts import Numbers, as_dates, as_numbers, code_of, signs_of
+from stages.wording import counted, quoted, several, share
 
 Role: TypeAlias = Literal["NUMERIC", "CATEGORY", "TEXT", "DATETIME", "ID", "CONSTANT", "TARGET", "BOOL"]
 ROLES = get_args(Role)
@@ -22,11 +22,11 @@ LISTED = 1_000  # values equally frequent, above which none of them says anythin
 WORDY = 2.5  # words of a value, on average, from which a text is prose and no code
 UNLIKE = 0.5  # share of different values from which a text is prose or an identifier and no category
 ALMOST_ALL = 0.95  # of the values are different: an identifier may be
-IDENTIFIER = re.compile(
-    r"(^|[^a-z])(id|ids|uuid|guid|key|index|idx|rownames?|row|nr|no|number|record|serial|pid|order|unnamed)([^a-z]|$)"
-)
+_ID_WORDS = "id|ids|uuid|guid|key|index|idx|rownames?|row|nr|no|number|record|serial|pid|order|code"
+IDENTIFIER = re.compile(rf"(^|[^a-z])({_ID_WORDS})[^a-z]*$|^(id|uuid|guid|unnamed)([^a-z]|$)")
+CALENDAR = re.compile(r"(^| )(year|month|week|day|date|time)( |$)")  # names of numbers that go up and are no labels
 SEQUENCE_GAP = 1.5  # range of whole numbers over their count, up to which they are numbered one after another
-MANY_ROWS = 200  # from which whole numbers that are all different are no measurement
+MANY_ROWS = 200  # from which whole numbers that are all different may be labels; below, amounts often are too
 
 LEFT_OUT = "It tells nothing and is left out."
 
@@ -63,8 +63,12 @@ class Look:
         return self.rows - self.missing
 
 
-def look(name: str, kind: str, values: Series) -> Look:
-    """Looks at one column. Infinite numbers count as missing."""
+def look(name: str, kind: str, values: Series, decimal: str | None = None) -> Look:
+    """Looks at one column. Infinite numbers count as missing.
+
+    Args:
+        decimal: the sign before a fraction in numbers that are written as text; None: find out.
+    """
     issues: list[Issue] = []
     if kind == "float":
         values, issues = _finite(name, values)
@@ -83,7 +87,7 @@ def look(name: str, kind: str, values: Series) -> Look:
                 top=_top(counts),
             )
     looks = {"int": _number, "float": _number, "bool": _truth, "date": _date}
-    return looks.get(kind, _text)(found, values, counts)
+    return looks[kind](found, values, counts) if kind in looks else _text(found, counts, decimal)
 
 
 def _with(found: Look, role: Role, *issues: Issue, **changes: Any) -> Look:
@@ -130,15 +134,31 @@ def _number(found: Look, values: Series, counts: Series) -> Look:
     if len(levels) == 2 and set(levels) == {0.0, 1.0}:
         return _with(found, "BOOL")
     whole = found.kind == "int" or bool((levels == np.floor(levels)).all())
-    if whole and found.unique == found.rows and _numbered(found):
-        why = f"every row has another whole number in {quoted(found.name)}: it looks like a number of the row"
-        return _with(found, "ID", why=why)
-    return found
+    if not whole or found.unique < found.rows:
+        return found
+    why = _numbered(found, values)
+    if why:
+        return _with(found, "ID", why=f"every row has another whole number in {quoted(found.name)}, and {why}")
+    return _with(found, "NUMERIC", _perhaps_numbered(found)) if found.rows >= MANY_ROWS else found
 
 
-def _numbered(found: Look) -> bool:
-    span = found.stats["max"] - found.stats["min"] + 1
-    return bool(IDENTIFIER.search(spaced(found.name))) or span <= SEQUENCE_GAP * found.rows or found.rows >= MANY_ROWS
+def _numbered(found: Look, values: Series) -> str:
+    """Returns why whole numbers that are all different number the rows, "" when nothing but that speaks for it."""
+    if IDENTIFIER.search(spaced(found.name)):
+        return "it is named like a label"
+    if CALENDAR.search(spaced(found.name)):
+        return ""
+    least, most = found.stats["min"], found.stats["max"]
+    if most - least + 1 <= SEQUENCE_GAP * found.rows:
+        return "they count up with hardly a gap"
+    alike = least > 0 and len(str(int(least))) == len(str(int(most)))
+    return "they go up from row to row, all with as many digits" if alike and values.is_monotonic_increasing else ""
+
+
+def _perhaps_numbered(found: Look) -> Issue:
+    text = f"Every row has another whole number in {quoted(found.name)}. It is kept, as an amount."
+    advice = "Choose the role ID for it if it is a number or code of the row."
+    return Issue("ID_COLUMN", "INFO", text, column=found.name, count=found.unique, suggestion=advice)
 
 
 def spaced(name: str) -> str:
@@ -155,13 +175,13 @@ def _date(found: Look, values: Series, counts: Series) -> Look:
     return _with(found, "DATETIME", stats={"first": str(first), "last": str(last)}, top=_top(counts))
 
 
-def _text(found: Look, values: Series, counts: Series) -> Look:
+def _text(found: Look, counts: Series, decimal: str | None) -> Look:
     levels = pd.Series(counts.index.astype("str"), dtype="str")
     lengths = levels.str.len()
     words = float((levels.str.count(" ") + 1).mean())
     stats = {"shortest": int(lengths.min()), "longest": int(lengths.max()), "words": round(words, 1)}
     found = _with(found, "CATEGORY", stats=stats, top=_top(counts))
-    for other in (_numbers_as_text(found, levels, counts), _dates_as_text(found, levels)):
+    for other in (_numbers_as_text(found, levels, counts, decimal), _dates_as_text(found, levels)):
         if other:
             return other
     different = found.unique / found.filled
@@ -178,8 +198,8 @@ def _text(found: Look, values: Series, counts: Series) -> Look:
     return found
 
 
-def _numbers_as_text(found: Look, levels: Series, counts: Series) -> Look | None:
-    read = as_numbers(levels)
+def _numbers_as_text(found: Look, levels: Series, counts: Series, decimal: str | None) -> Look | None:
+    read = as_numbers(levels, decimal)
     if read is None:
         return None
     at_hand = int(counts.to_numpy()[read.parsed.to_numpy()].sum())
@@ -197,12 +217,34 @@ def _numbers_as_text(found: Look, levels: Series, counts: Series) -> Look | None
     )
     if at_hand < read.enough * found.filled:
         return None if at_hand < found.filled / 2 else _with(found, "CATEGORY", mixed)
-    first = quoted(levels[read.parsed].iloc[0])
-    text = f"The column {quoted(found.name)} holds numbers written as text, for example {first}."
-    advice = "They are read as numbers; choose another role if they are codes."
-    issues = [Issue("NUMBERS_AS_TEXT", "INFO", text, column=found.name, count=at_hand, suggestion=advice)]
+    issues = [_reading(found, levels, read, at_hand), *_signs(found, levels[read.parsed])]
     values = read.values.repeat(counts.to_numpy())
     return _with(found, "NUMERIC", *issues, *([mixed] if strangers else []), parse=read.parse, stats=_figures(values))
+
+
+def _reading(found: Look, levels: Series, read: Numbers, count: int) -> Issue:
+    """Returns how numbers written as text are read, by an example; a warning when they may mean something else."""
+    doubtful = read.parsed if read.other is None else read.parsed & (read.other != read.values)
+    at = int(doubtful.to_numpy().argmax())
+    example = f"{quoted(levels.iloc[at])} is read as {read.values.iloc[at]:.15g}"
+    name, text = found.name, f"The column {quoted(found.name)} holds numbers written as text: {example}"
+    if read.other is None:
+        advice = "Choose another role for it if these are codes."
+        return Issue("NUMBERS_AS_TEXT", "INFO", f"{text}.", column=name, count=count, suggestion=advice)
+    text += f", and could be {read.other.iloc[at]:.15g} as well."
+    advice = "Choose what stands before a fraction, point or comma, when that is wrong."
+    return Issue("AMBIGUOUS_NUMBER", "WARN", text, column=name, count=count, suggestion=advice)
+
+
+def _signs(found: Look, levels: Series) -> list[Issue]:
+    """Returns a warning when numbers have different signs, or percent signs here and there: they may not be alike."""
+    signs = signs_of(levels)
+    if len(signs) < 2 or (len(signs) == 2 and "" in signs and "%" not in signs):
+        return []
+    shown = several([sign or "no sign" for sign in signs])
+    text = f"The numbers of the column {quoted(found.name)} have different signs: {shown}. Each is read as it stands."
+    advice = "Write them all in one unit in the file."
+    return [Issue("MIXED_TYPES", "WARN", text, column=found.name, count=len(levels), suggestion=advice)]
 
 
 def _dates_as_text(found: Look, levels: Series) -> Look | None:

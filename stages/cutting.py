@@ -66,13 +66,15 @@ class Cutting:
 
     @property
     def groups(self) -> set[str]:
-        """The columns that say which rows belong together: a model that learned them would know nothing about others."""
+        """The columns that say which rows belong together: who learns them knows nothing about others."""
         chosen = self._by if self.kind == "GROUP" else None
         return {name for name in (chosen, self._group) if name}
 
     def kinds(self) -> tuple[str, ...]:
         """Returns the kinds of split that the table allows."""
-        by_time, by_group = ([not why(each) for each in self._columns.values()] for why in (_not_by_time, _not_by_group))
+        by_time, by_group = (
+            [not why(each) for each in self._columns.values()] for why in (_not_by_time, _not_by_group)
+        )
         allowed = {"STRATIFIED": self._classes, "RANDOM": True, "GROUP": any(by_group), "TIME": any(by_time)}
         return tuple(kind for kind in KINDS if allowed[kind])
 
@@ -136,4 +138,3 @@ def _too_few(parts: int, what: str) -> str:
     if parts >= LEAST_PARTS:
         return ""
     return f"has only {counted(parts, what)}; {LEAST_PARTS} are the least, for {LEAST_FOLDS} folds and the test"
-

@@ -6,18 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stages.contract import Action, Failed, Issue
+from stages.intent_language import is_foreign, spread
 from stages.intent_lexicon import (
+    SERIES,
     Goal,
     Task,
     budget_of,
     goal_of,
+    later_of,
     metric_of,
     positive_of,
     unsupported,
     wants_amount,
     wants_classes,
 )
-from stages.intent_target import NAMED, Known, Scored, clear, named_in, score
+from stages.intent_target import NAMED, SURE, Known, Scored, clear, named_in, score
 from stages.intent_text import MAX_TEXT, Token, phrases_in, tokens_of
 from stages.shown import listed, nearest, plain
 from stages.words import COMMON, files_named, telling
@@ -29,7 +32,10 @@ _QUOTED = re.compile(r"[\"'`“‘]([^\"'`”’\n]{1,100})[\"'`”’]")
 
 @dataclass(slots=True)
 class Intent:
-    """What was understood. `asks` holds what a person must say, `issues` what they should know."""
+    """What was understood. `asks` holds what a person must say, `issues` what they should know.
+
+    `later`: the objective speaks of what comes later, so rows may have to be tested in their order of time.
+    """
 
     goal: Goal = "PREDICT"
     target: str | None = None
@@ -43,6 +49,7 @@ class Intent:
     positive_class: str | None = None
     group: str | None = None
     time: str | None = None
+    later: bool = False
     unparsed: list[str] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     asks: set[str] = field(default_factory=set)
@@ -57,18 +64,22 @@ def understand(objective: str, said: Mapping[str, Any], columns: Sequence[Known]
 
     Raises Failed with EMPTY_OBJECTIVE, UNSUPPORTED_TASK or TARGET_NOT_FOUND.
     """
-    text = objective[:MAX_TEXT]
+    names = [column.name for column in columns]
+    text = spread(objective[:MAX_TEXT], names)
     if not telling(text) and not said.get("target"):
         advice = 'Write what you want to know, for example "predict price from the other columns".'
         raise Failed("EMPTY_OBJECTIVE", "The objective says nothing that could be done.", suggestion=advice)
     tokens = tokens_of(_without_files(text))
-    found = Intent(goal=said.get("goal") or goal_of(text.lower()))
-    names = [column.name for column in columns]
+    found = Intent(goal=said.get("goal") or goal_of(text.lower()), later=later_of(text.lower()))
+    foreign = is_foreign(tokens, names)
     _lists(found, tokens, said, names)
-    _target(found, tokens, text, said, columns)
-    problem = None if said.get("target") else unsupported(text.lower(), found.target is not None)
+    _target(found, tokens, text, said, columns, foreign=foreign)
+    rest = _without_name(text.lower(), found.target)
+    problem = None if said.get("target") else unsupported(rest, found.target is not None)
     if problem:
         raise _unsupported(problem)
+    if foreign and not said.get("target"):
+        found.issues.append(_not_english(found.target))
     if found.target is None and columns and "target" not in found.asks:
         _ask_target(found, tokens, names)
     found.metric = said.get("metric") or metric_of(text.lower())
@@ -84,11 +95,27 @@ def _without_files(text: str) -> str:
     return text
 
 
+def _without_name(text: str, target: str | None) -> str:
+    """Returns the text in lower case without the target's name: "next month" may be a part of it."""
+    words = [re.escape(word) for word in re.split(r"[\W_]+", (target or "").lower()) if word]
+    return re.sub(r"\b" + r"[\W_]*".join(words) + r"\b", " ", text) if words else text
+
+
 def _unsupported(problem: str) -> Failed:
     text = f"The objective asks for {problem}. What is done here is to predict or explain one column of a table."
-    return Failed(
-        "UNSUPPORTED_TASK", text, value=problem, suggestion="Name the column that is to be predicted or explained."
-    )
+    advice = "Name the column that is to be predicted or explained."
+    if problem == SERIES:
+        advice = "Say which column is to be predicted from the others of its row, for example "
+        advice += '"predict sales ordered by date": then the latest rows test.'
+    return Failed("UNSUPPORTED_TASK", text, value=problem, suggestion=advice)
+
+
+def _not_english(target: str | None) -> Issue:
+    text = "The objective does not seem to be in English, and only the names of columns were understood in it."
+    if target is None:
+        text = "The objective does not seem to be in English, and it does not name exactly one column."
+    advice = "Write it in English, or name the column that shall be predicted."
+    return Issue("NOT_UNDERSTOOD", "WARN", text, column=target, suggestion=advice)
 
 
 def _lists(found: Intent, tokens: Sequence[Token], said: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -122,7 +149,13 @@ def _first(tokens: Sequence[Token], zone: Any, names: Sequence[str]) -> str | No
 
 
 def _target(
-    found: Intent, tokens: Sequence[Token], text: str, said: Mapping[str, Any], columns: Sequence[Known]
+    found: Intent,
+    tokens: Sequence[Token],
+    text: str,
+    said: Mapping[str, Any],
+    columns: Sequence[Known],
+    *,
+    foreign: bool,
 ) -> None:
     names = [column.name for column in columns]
     given = said.get("target")
@@ -133,7 +166,8 @@ def _target(
         return
     focused = any(token.zone == "target" for token in tokens)
     usable = [column for column in columns if column.name not in found.drop]
-    found.candidates = score(tokens, usable, focused)[:10]
+    scored = score(tokens, usable, focused)
+    found.candidates = [each for each in scored if each.score >= SURE or not foreign][:10]
     quoted = _quoted(text, names)
     if quoted:
         found.target = quoted

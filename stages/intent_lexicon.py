@@ -83,6 +83,10 @@ _UNSUPPORTED = (
     ),
     ("reducing dimensions", re.compile(r"\b(dimension\w* reduction|reduce (?:the )?dimensions?|pca|t-?sne|umap)\b")),
 )
+SERIES = "forecasting the future of a series"
+_LATER = re.compile(
+    r"\b(forecast\w*|next(?! to\b)|future|upcoming|coming|tomorrow|ahead|in advance|over time|by (?:date|time))\b"
+)
 _FORECAST = re.compile(r"\b(forecast\w*|time[- ]series)\b")
 _HORIZON = re.compile(
     r"\b(next|future|ahead|upcoming|tomorrow|coming)\b(?: \w+)?(?: (?:days?|weeks?|months?|years?|quarters?))?"
@@ -113,6 +117,11 @@ def metric_of(text: str) -> str | None:
     return next((name for words, name in METRICS.items() if re.search(rf"\b{re.escape(words)}\b", plain)), None)
 
 
+def later_of(text: str) -> bool:
+    """Tells whether the words speak of what comes later, or of an order of time."""
+    return bool(_LATER.search(text))
+
+
 def budget_of(text: str) -> float | None:
     """Returns the seconds somebody allows, None when the objective does not say."""
     match = _LABELLED.search(text) or _BUDGET.search(text)
@@ -137,11 +146,11 @@ def unsupported(text: str, target_is_clear: bool) -> str | None:
         target_is_clear: a column is named to be predicted: then a word such as "segment" may be that column's name.
     """
     if _FORECAST.search(text) and (_HORIZON.search(text) or not target_is_clear or "time" in text):
-        return "forecasting the future of a series"
+        return SERIES
     if _HORIZON.search(text) and re.search(
         r"\b(next|coming|upcoming) (?:\d+ )?(days?|weeks?|months?|years?|quarters?)\b", text
     ):
-        return "forecasting the future of a series"
+        return SERIES
     if target_is_clear and _SUPERVISED.search(text):
         return None
     return next((name for name, pattern in _UNSUPPORTED if pattern.search(text)), None)

@@ -9,6 +9,7 @@ from stages.words import COMMON, singular, words_of
 
 CLEAR = 0.65  # least score of a target that is taken without asking
 GAP = 0.2  # by which it must be above the next
+SURE = 0.8  # score of a column that is named in full, wherever that is: no other word had to be understood
 NAMED = 0.3  # score from which a column counts as meant at all
 MOST_LABELS = 20  # different values of a column that are looked for in the objective
 _UNITS_TEXT = """

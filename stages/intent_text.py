@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.words import singular
+from stages.words import apart, singular
 
 Zone = Literal["target", "features", "drop", "keep", "group", "time", "other"]
 MAX_TEXT = 8_000  # characters of an objective that are read
@@ -71,7 +71,7 @@ def stem(word: str) -> str:
 
 def tokens_of(text: str) -> list[Token]:
     """Returns the words and marks of an objective, glued names split, each with its zone."""
-    words = [part for token in _TOKEN.findall(text[:MAX_TEXT]) for part in _split(token)]
+    words = [part for token in _TOKEN.findall(apart(text[:MAX_TEXT])) for part in _split(token)]
     zones = _zones(words)
     return [Token(word, stem(word), zone, opens) for word, (zone, opens) in zip(words, zones, strict=True)]
 

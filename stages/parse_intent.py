@@ -92,7 +92,7 @@ def _known(name: str, values: tuple[str, ...], decimal: str) -> Known:
 def _result(intent: Intent) -> Mapping[str, Any]:
     candidates_told = [{"column": each.column, "score": each.score, "why": each.why} for each in intent.candidates]
     plain_fields = ("goal", "target", "task", "task_why", "metric", "budget_s", "drop", "keep_only")
-    more = ("positive_class", "group", "time", "unparsed")
+    more = ("positive_class", "group", "time", "later", "unparsed")
     return {
         **{name: getattr(intent, name) for name in (*plain_fields, *more)},
         "target_candidates": candidates_told,

@@ -66,7 +66,7 @@ class Proposal:
         }
 
     def step(self, column: Mapping[str, Any], original: str, groups: Collection[str]) -> Step:
-        """Returns what is proposed for a column of the profile. `groups`: the columns that say what belongs together."""
+        """Returns what is proposed for a column of the profile. `groups`: columns that say what belongs together."""
         name = column["name"]
         usual = _usual(column)
         usual = replace(usual, original=original, levels=column["unique"])

@@ -24,6 +24,7 @@ NO_TEXT = "missing"
 TRUE, FALSE = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")
 CLUTTER = r"[\s\u00a0\u202f'’_$€£¥₹%]"  # around and inside of numbers that people typed
 ACCOUNTING = r"^\((.*)\)$"  # (12.50) is minus 12.50
+GROUPED = r"[+-]?[1-9]\d{0,2}(?:\%s\d{2,3})*\%s\d{3}(?:\%s\d*)?"  # 1,234.50, and 12,34,567 as in India
 
 
 def prepare(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
@@ -93,7 +94,12 @@ def numbers(given: "pd.Series[Any]", parse: Mapping[str, Any], markers: Sequence
     decimal = parse.get("decimal", ".")
     if parse.get("clutter"):
         text = text.str.replace(CLUTTER, "", regex=True).str.replace(ACCOUNTING, r"-\1", regex=True)
-        text = text.str.replace("." if decimal == "," else ",", "", regex=False)
+        text = text.str.replace("\u2212", "-", regex=False)
+        thousands = "." if decimal == "," else ","
+        parted = text.str.contains(thousands, regex=False)
+        # 1.50 among 1,75 is no 150: what separates no thousands is not taken away.
+        odd = parted & ~text.str.fullmatch(GROUPED % (thousands, thousands, decimal))
+        text = text.mask(odd.fillna(False).astype(bool)).str.replace(thousands, "", regex=False)
     if decimal == ",":
         text = text.str.replace(",", ".", regex=False)
     return pd.to_numeric(text, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan)

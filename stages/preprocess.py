@@ -81,7 +81,9 @@ def _planned(
     parts.frame().to_parquet(room.path(SPLIT), index=False)
     plan |= {"split": _split(cut, parts, envelope.seed), "dropped_rows": dropped}
     artifact = Artifact(SPLIT, "application/vnd.apache.parquet", "Which rows train and which test")
-    return Result(_summary(plan, steps), plan, list(_actions(steps, cut, cutting)), list(_issues(steps, cut)), [artifact])
+    return Result(
+        _summary(plan, steps), plan, list(_actions(steps, cut, cutting)), list(_issues(steps, cut)), [artifact]
+    )
 
 
 def _steps(

@@ -1,7 +1,7 @@
 """PROFILE_DATA: what every column holds, what is odd about the table, and whether the target can be predicted.
 
 `python -m stages.profile_data ENVELOPE.json`, see stages/contract.py. Reads what PARSE_INTENT and DATA_SOURCE left.
-Edits: target, task, positive_class, roles.<column>, dates.<column>.
+Edits: target, task, positive_class, roles.<column>, dates.<column>, fractions.<column>.
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,8 @@ def _work(envelope: Envelope, room: Room, intent: Mapping[str, Any], table: Tabl
     choices = Choices(envelope.edits)
     asked = _Asked(choices, table, intent)
     progress.tell(1, "looking", counted(table.rows, "row"), always=True)
-    survey = table.survey(asked.without, asked.roles, asked.dates, asked.sample(table, envelope.seed), progress)
+    sample = asked.sample(table, envelope.seed)
+    survey = table.survey(asked.without, asked.roles, asked.dates, asked.fractions, sample, progress)
     target = asked.settled(table, survey)
     choices.done()
     told = _told(survey, target, envelope.seed, progress) if isinstance(target, Target) else {}
@@ -63,6 +64,7 @@ class _Asked:
         self.target = choices.text("target", names) or _known(intent.get("target"), names)
         self.roles = choices.of_columns("roles", names)
         self.dates = choices.of_columns("dates", names)
+        self.fractions = choices.of_columns("fractions", names)
         self.task = choices.text("task", TASKS)
         self.wanted, self.why = intent.get("task"), plain(intent.get("task_why") or "", 200)
         self.positive = choices.text("positive_class")

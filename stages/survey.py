@@ -15,6 +15,7 @@ from stages.wording import counted, quoted
 
 MOST_COLUMNS = 4_000  # more do not fit into a result
 DAY_FIRST, MONTH_FIRST = "DAY_FIRST", "MONTH_FIRST"
+FRACTIONS = {"POINT": ".", "COMMA": ","}  # what stands before a fraction, as a person chooses it
 READABLE = {"NUMERIC": ("int", "float", "bool"), "DATETIME": ("date",), "BOOL": ("bool",)}  # by kind of column
 
 
@@ -72,6 +73,7 @@ class Table:
         without: Collection[str],
         roles: Mapping[str, str],
         dates: Mapping[str, str],
+        fractions: Mapping[str, str],
         sample: Any,
         progress: Progress,
     ) -> Survey:
@@ -81,6 +83,7 @@ class Table:
             without: columns that do not count when rows are compared.
             roles: by column, what a person chose.
             dates: by column, DAY_FIRST or MONTH_FIRST, as a person chose.
+            fractions: by column of numbers written as text, POINT or COMMA, as a person chose.
             sample: positions of the rows that are kept.
         """
         found = Survey(self.rows, self.lines_known, sample)
@@ -88,7 +91,7 @@ class Table:
             progress.tell(60 * place / len(self.kinds), "looking", f"column {place + 1} of {len(self.kinds)}")
             values = self.column(name)
             found.bytes += int(values.memory_usage(index=False, deep=True))
-            seen = _in_order(look(name, kind, values), dates.get(name))
+            seen = _in_order(look(name, kind, values, FRACTIONS.get(fractions.get(name, ""))), dates.get(name))
             seen = as_role(seen, roles[name]) if name in roles else seen
             found.looks[name] = seen
             found.kept[name] = values.iloc[sample]

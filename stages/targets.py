@@ -22,6 +22,7 @@ LEAST_OF_CLASS = 2 * LEAST_FOLDS  # below: too few to be in every part; its rows
 MANY_CLASSES = 100
 WHOLE_LEVELS = 20  # whole numbers with up to so many levels may be classes or amounts: a person has to say
 UNBALANCED = 0.8  # share of the largest class
+MOSTLY = 0.5  # share of one amount, from which the others decide about the score
 KEPT_CLASSES = 50  # named in the result
 YES = ("1", "yes", "true", "y", "t", "positive", "pos", "present", "case", "event", "bad", "churned", "died", "default")
 
@@ -189,7 +190,20 @@ def _regression(found: Look, given: "pd.Series[Any]", why: str) -> Target:
     known = values.dropna()
     if len(known) == known.nunique() and (known.diff().iloc[1:] == 1).all():
         raise _unique_per_row(found, "the numbers of the rows, one after another")
-    return Target(found.name, "regression", why, values, parse=found.parse, issues=tuple(_missing(found, values)))
+    issues = (*_missing(found, values), *_mostly(found, known))
+    return Target(found.name, "regression", why, values, parse=found.parse, issues=issues)
+
+
+def _mostly(found: Look, known: "pd.Series[Any]") -> list[Issue]:
+    """Returns the warning about amounts that are nearly all the same, for example 0."""
+    counts = known.value_counts()
+    rows, value = int(counts.iloc[0]), float(counts.index[0])
+    if rows <= MOSTLY * len(known):
+        return []
+    text = f"{share(rows, len(known))} of the rows have the same value of {quoted(found.name)}, {value:g}: "
+    text += "the others decide about the score, and a model that nearly always says so is seldom wrong."
+    advice = f"Consider to ask first whether it is {value:g} at all, as classes, and how much only where it is not."
+    return [Issue("IMBALANCE", "WARN", text, column=found.name, value=f"{value:g}", count=rows, suggestion=advice)]
 
 
 def _classes(found: Look, given: "pd.Series[Any]", task: Task, why: str, positive: str | None) -> Target:

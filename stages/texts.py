@@ -38,13 +38,24 @@ LONGEST_DATE = 40  # characters
 ISO = re.compile(r"\d{4}-\d{2}(-\d{2}([T ]\d{2}:\d{2}.*)?)?")
 
 
+MONEY = "[$€£¥₹]"
+SIGNS = "([%$€£¥₹])"
+
+
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Texts read as numbers: which parsed, as what, and the way for `preparing.numbers`."""
+    """Texts read as numbers.
+
+    Attributes:
+        parsed: which of them are.
+        parse: the way for `preparing.numbers`.
+        other: as what they can be read as well, when that is not the same; None when it cannot be.
+    """
 
     values: Series
     parsed: Series
     parse: dict[str, Any]
+    other: "Series | None" = None
     enough: float = ENOUGH
 
 
@@ -66,25 +77,48 @@ def code_of(levels: Series) -> str:
     return ""
 
 
-def as_numbers(levels: Series) -> Numbers | None:
-    """Reads different texts as numbers. None when fewer than half of them are, or when they are codes: 00123."""
-    parse = {"clutter": True, "decimal": _decimal(levels.iloc[:TRIED])}
+def as_numbers(levels: Series, decimal: str | None = None) -> Numbers | None:
+    """Reads different texts as numbers. None when fewer than half of them are, or when they are codes: 00123.
+
+    Args:
+        decimal: the sign before a fraction, "." or ","; None: find out.
+    """
+    sign = decimal or _decimal(levels.iloc[:TRIED])
+    parse: dict[str, Any] = {"clutter": True, "decimal": sign}
     if numbers(levels.iloc[:TRIED], parse).notna().mean() < HALF or levels.str.match(r"0\d").mean() > 1 - ENOUGH:
         return None
     values = numbers(levels, parse)
-    return Numbers(values, values.notna(), parse)
+    return Numbers(values, values.notna(), parse, None if decimal else _other(levels, values, sign))
 
 
 def _decimal(levels: Series) -> str:
-    """Returns the sign before the decimals: what stands last, unless three digits follow it everywhere."""
-    commas = levels[levels.str.contains(",", regex=False)]
-    dots = levels[levels.str.contains(".", regex=False)]
-    both = commas[commas.str.contains(".", regex=False)]
-    if len(both):
-        return "," if (both.str.rfind(",") > both.str.rfind(".")).mean() > HALF else "."
-    if len(commas):
-        return "." if commas.str.contains(r"(?<!\d)[1-9]\d{0,2}(?:,\d{3})+(?!\d)", regex=True).all() else ","
-    return "," if len(dots) and dots.str.contains(r"\d\.\d{3}\.\d{3}(?!\d)", regex=True).all() else "."
+    """Returns the sign before the decimals: with which more are numbers, else the one that is usual."""
+    known = {sign: int(numbers(levels, {"clutter": True, "decimal": sign}).notna().sum()) for sign in (".", ",")}
+    if known["."] != known[","]:
+        return max(known, key=lambda sign: known[sign])
+    return "," if _points_part_thousands(levels) else "."
+
+
+def _points_part_thousands(levels: Series) -> bool:
+    """Tells whether points before three digits part thousands: so it is with money, which has no thousandths."""
+    pointed = levels.str.contains(".", regex=False)
+    return bool(pointed.any() and levels[pointed].str.contains(MONEY, regex=True).all())
+
+
+def _other(levels: Series, values: Series, decimal: str) -> "Series | None":
+    """Returns how texts with points may be read as well: 1.500 € is a thousand and a half, or one and a half.
+
+    1,500 is not in doubt: where a comma comes before fractions, some number has one or two digits behind it.
+    """
+    if not levels.str.contains(".", regex=False).any():
+        return None
+    read = numbers(levels, {"clutter": True, "decimal": "." if decimal == "," else ","})
+    return read if read.notna().mean() >= values.notna().mean() and not read.equals(values) else None
+
+
+def signs_of(levels: Series) -> dict[str, int]:
+    """Returns how many of different texts have which sign of money or percent; "" stands for none."""
+    return {str(sign): int(count) for sign, count in levels.str.extract(SIGNS)[0].fillna("").value_counts().items()}
 
 
 def as_dates(levels: Series) -> Dates | None:

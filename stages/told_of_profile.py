@@ -8,14 +8,14 @@ from stages.columns import Look, gaps
 from stages.contract import Action, Issue
 from stages.leaks import Strength, suspects
 from stages.rows import duplicates, group_of, grouped, ordered
-from stages.survey import DAY_FIRST, MONTH_FIRST, Survey, roles_of
+from stages.survey import DAY_FIRST, FRACTIONS, MONTH_FIRST, Survey, roles_of
 from stages.targets import Target, Unsure
 from stages.wording import counted, quoted
 
 OFFERED = 300  # columns whose role can be changed, or that may be chosen as the target
 LONGEST_NAME = 200  # characters of a column's name that a choice can carry
 DETAILED = 400  # columns whose figures are kept
-CONFIRMED = ("LEAKAGE_SUSPECT", "ID_COLUMN", "GROUPED_ROWS", "DUPLICATE_ROWS", "AMBIGUOUS_DATE", "TASK_AMBIGUOUS")
+CONFIRMED = ("LEAKAGE_SUSPECT", "ID_COLUMN", "GROUPED_ROWS", "DUPLICATE_ROWS", "TASK_AMBIGUOUS")  # not only as WARN
 NAMED = 3  # issues in the summary
 
 
@@ -119,7 +119,18 @@ def actions(intent: Mapping[str, Any], survey: Survey, target: Target | Unsure |
             yield Action(
                 f"dates-{place}", f"Dates of {quoted(look.name)}", "CHOOSE", f"dates.{look.name}", ways, DAY_FIRST
             )
+    yield from _of_fractions(survey)
     yield from _leaving()
+
+
+def _of_fractions(survey: Survey) -> Iterator[Action]:
+    """Yields what stands before a fraction, for columns of numbers in which that can be read in two ways."""
+    for place, look in enumerate(survey.looks.values()):
+        doubtful = any(issue.code == "AMBIGUOUS_NUMBER" for issue in look.issues)
+        if doubtful and len(look.name) <= LONGEST_NAME:
+            label = f"What stands before a fraction in {quoted(look.name)}"
+            now = next(name for name, sign in FRACTIONS.items() if sign == look.parse.get("decimal"))
+            yield Action(f"fraction-{place}", label, "CHOOSE", f"fractions.{look.name}", tuple(FRACTIONS), now)
 
 
 def rescue(intent: Mapping[str, Any], columns: Iterable[str]) -> Iterator[Action]:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 _PARTS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+")
+_JOINT = re.compile(  # where a script without blanks between words meets letters of another
+    r"(?<=[\u2e80-\u9fff\uac00-\ud7af])(?=[0-9A-Za-z_])|(?<=[0-9A-Za-z_])(?=[\u2e80-\u9fff\uac00-\ud7af])"
+)
 _FILE = re.compile(
     r"[\w./\\~:-]+\.(?:csv|tsv|tab|txt|xlsx?|xlsm|jsonl|ndjson|json|parquet|pq)(?:\.(?:gz|bz2|xz|zip))?\b", re.I
 )
@@ -21,7 +24,12 @@ COMMON = frozenset(_COMMON_TEXT.split())
 @lru_cache(maxsize=20_000)
 def words_of(text: str) -> tuple[str, ...]:
     """Returns the words of a text or of a name, in lower case and singular: "MedHouseVal" and "med_house_val" alike."""
-    return tuple(singular(part.lower()) for part in _PARTS.findall(text))
+    return tuple(singular(part.lower()) for part in _PARTS.findall(apart(text)))
+
+
+def apart(text: str) -> str:
+    """Returns the text with blanks between the letters of such scripts and others: "预测species" is two words."""
+    return _JOINT.sub(" ", text)
 
 
 def singular(word: str) -> str:

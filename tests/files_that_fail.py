@@ -274,6 +274,14 @@ FAILS = (
         {"column": "e"},
     ),
     Fails(
+        "AMBIGUOUS_NUMBER",
+        PROFILE,
+        table(frame(e=lambda rows: [f"{n + 1}.500 €" for n in range(rows)])),
+        "WARN",
+        ("1500", "1.5"),
+        {"column": "e"},
+    ),
+    Fails(
         "MIXED_TYPES",
         PROFILE,
         table(frame(e=lambda rows: [str(n * 1.5) if n % 20 else "many" for n in range(rows)])),

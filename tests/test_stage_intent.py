@@ -217,6 +217,53 @@ def test_a_column_may_be_called_like_something_unsupported() -> None:
     assert understand("predict segment from picture", {}, columns).target == "segment"
 
 
+PLACES = [Known("species", "text", ("a", "b"), 2), Known("island", "text", ("c", "d"), 2), Known("mass", "int", (), 90)]
+CHINESE = [Known("物种", "text", ("a", "b"), 2), Known("体重", "int", (), 50)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "columns", "target"),
+    [
+        ("vorhersagen species", PLACES, "species"),
+        ("预测species", PLACES, "species"),
+        ("предсказать species", PLACES, "species"),
+        ("Welche Faktoren beeinflussen mass?", PLACES, "mass"),
+        ("预测物种", CHINESE, "物种"),
+        ("预测物种和体重", CHINESE, None),
+        ("quels facteurs influencent les espèces", PLACES, None),
+        ("预测企鹅的种类", PLACES, None),
+    ],
+)
+def test_another_language_is_named_and_only_columns_are_understood_in_it(
+    objective: str, columns: list[Known], target: str | None
+) -> None:
+    found = understand(objective, {}, columns)
+    assert found.target == target and found.asks == (set() if target else {"target"})
+    assert found.issues[0].code == "NOT_UNDERSTOOD" and "English" in found.issues[0].suggestion
+
+
+@pytest.mark.parametrize("objective", ["predict 物种", "物种", "predict the 物种 of los angeles"])
+def test_english_about_a_column_of_another_language_is_english(objective: str) -> None:
+    assert understand(objective, {}, CHINESE).issues == []
+
+
+SALES = [Known("date", "date", (), 300), Known("sales", "float", (), 300), Known("next_month_sales", "float", (), 300)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "target", "later"),
+    [
+        ("forecast sales", "sales", True),
+        ("predict next month sales", "next_month_sales", True),  # the name of a column, and no series to continue
+        ("predict future sales", "sales", True),
+        ("predict sales of the house next to mine", "sales", False),
+    ],
+)
+def test_what_comes_later_is_noticed(objective: str, target: str, later: bool) -> None:
+    found = understand(objective, {}, SALES)
+    assert (found.target, found.later) == (target, later)
+
+
 @pytest.mark.parametrize("objective", ["", "   ", "the of and", "?!", "\x00\x01"])
 def test_an_objective_without_words_is_refused(tables: Path, tmp_path: Path, objective: str) -> None:
     assert refused(tables, tmp_path, objective).issue.code == "EMPTY_OBJECTIVE"

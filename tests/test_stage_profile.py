@@ -11,6 +11,7 @@ import pytest
 
 from stages.columns import look
 from stages.contract import Failed, Result
+from stages.preparing import numbers
 from stages.profile_data import work
 from stages.rows import copies, mixed
 from stages.targets import Target, settle
@@ -217,12 +218,67 @@ def test_european_numbers_and_amounts_in_brackets_are_read_rightly() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cells", "read", "code"),
+    [
+        (["1.50 €", "2.75 €", "12.00 €"], [1.5, 2.75, 12], "NUMBERS_AS_TEXT"),
+        (["1,50 €", "2,75 €", "12,00 €"], [1.5, 2.75, 12], "NUMBERS_AS_TEXT"),
+        (["1.234,50", "2.000,00", "12,25"], [1234.5, 2000, 12.25], "NUMBERS_AS_TEXT"),
+        (["1,234.50", "2,000.00", "12.25"], [1234.5, 2000, 12.25], "NUMBERS_AS_TEXT"),
+        (["1 234,5", "12,5", "2 345,25"], [1234.5, 12.5, 2345.25], "NUMBERS_AS_TEXT"),
+        (["$1,234", "$500", "($12,500)"], [1234, 500, -12500], "NUMBERS_AS_TEXT"),
+        (["12%", "3.5%", "\u22124 %"], [12, 3.5, -4], "NUMBERS_AS_TEXT"),
+        (["₹12,34,567", "₹950"], [1234567, 950], "NUMBERS_AS_TEXT"),
+        (["1.500 €", "950 €", "12.000 €"], [1500, 950, 12000], "AMBIGUOUS_NUMBER"),
+        (["12%", "0.12", "15%"], [12, 0.12, 15], "MIXED_TYPES"),
+        (["$12", "€15", "$9"], [12, 15, 9], "MIXED_TYPES"),
+    ],
+)
+def test_numbers_with_signs_are_read_as_they_were_meant_or_it_warns(
+    cells: list[str], read: list[float], code: str
+) -> None:
+    values = pd.Series(cells * 10)
+    found = look("price", "text", values)
+    assert found.role == "NUMERIC" and numbers(values, found.parse).tolist()[: len(read)] == read
+    assert code in {issue.code for issue in found.issues}
+    assert (code == "NUMBERS_AS_TEXT") == (not [issue for issue in found.issues if issue.severity == "WARN"])
+
+
+def test_a_fraction_with_the_other_sign_is_no_hundredfold() -> None:
+    values = pd.Series(["1.50 €", "1,75 €", *(f"{n}.25 €" for n in range(60))])
+    found = look("price", "text", values)
+    assert numbers(values, found.parse).iloc[:3].tolist()[::2] == [1.5, 0.25] and found.stats["max"] < 100
+    assert any(issue.code == "MIXED_TYPES" and issue.value == "1,75 €" for issue in found.issues)
+
+
+def test_what_stands_before_a_fraction_is_a_persons_choice(tmp_path: Path) -> None:
+    given = frame(fuel=[f"1.{n:03} €" for n in range(500, 500 + ROWS)])
+    asked = next(action for action in profiled(tmp_path, given).actions if action.field == "fractions.fuel")
+    assert (asked.options, asked.default) == (("POINT", "COMMA"), "COMMA")
+    said = profiled(tmp_path, given, **{"fractions.fuel": "POINT"})
+    (column,) = [column for column in said.result["columns"] if column["name"] == "fuel"]
+    assert column["stats"]["min"] == 1.5 and "AMBIGUOUS_NUMBER" not in codes(said)
+
+
+def test_amounts_that_are_nearly_all_nothing_are_named() -> None:
+    losses = pd.Series(np.where(np.arange(ROWS) % 10, 0.0, np.arange(ROWS) * 7.5), name="loss")
+    target = settle(look("loss", "float", losses), losses, "regression", None, None)
+    assert isinstance(target, Target)
+    assert [(each.code, each.value) for each in target.issues if each.code == "IMBALANCE"] == [("IMBALANCE", "0")]
+    assert not settle(look("y", "float", pd.Series(NOISE)), pd.Series(NOISE), "regression", None, None).issues
+
+
+@pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
         ("customer_id", DICE.permutation(10**6)[:ROWS], "ID"),
         ("CustomerID", DICE.permutation(10**6)[:ROWS], "ID"),
         ("anything", np.arange(ROWS) + 1000, "ID"),
+        ("tag", np.sort(DICE.permutation(9 * 10**5)[:ROWS]) + 10**5, "ID"),  # handed out one after another
+        ("ID_Kunde", DICE.permutation(10**6)[:ROWS], "ID"),
         ("weight", DICE.permutation(10**6)[:60], "NUMERIC"),  # sixty different weights are nothing odd
+        ("population", np.sort(DICE.lognormal(10, 2, ROWS).astype(int) * 1000 + np.arange(ROWS)), "NUMERIC"),
+        ("order_value", DICE.permutation(10**6)[:ROWS], "NUMERIC"),
+        ("year", np.arange(ROWS) + 1800, "NUMERIC"),
         ("idle_minutes", DICE.integers(0, 50, ROWS), "NUMERIC"),
         ("flag", DICE.integers(0, 2, ROWS), "BOOL"),
     ],
@@ -231,6 +287,8 @@ def test_whole_numbers_that_number_the_rows_are_told_from_measurements(name: str
     found = look(name, "int", pd.Series(values))
     assert found.role == expected
     assert bool(found.why) == (expected == "ID")
+    asked = [issue for issue in found.issues if issue.code == "ID_COLUMN"]  # it is kept, and a person is told
+    assert len(asked) == (name in ("population", "order_value", "year"))
 
 
 def test_an_ambiguous_date_is_read_as_a_person_says(tmp_path: Path) -> None:

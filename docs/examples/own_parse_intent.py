@@ -56,7 +56,7 @@ def understood(asked: dict, columns: list[str]) -> dict:
         return {**ask, "next_actions": [{**choose, "required": True}], "result": {}}
     confirm = {"id": "confirm", "label": "Go on", "kind": "CONFIRM"}
     result = {"goal": "PREDICT", "target": target, "target_candidates": [], "data": asked["data"], "schema_seen": True}
-    unsaid = ("task", "metric", "budget_s", "positive_class", "group", "time")
+    unsaid = ("task", "metric", "budget_s", "positive_class", "group", "time", "later")
     result |= {**dict.fromkeys(unsaid), "task_why": "", "drop": [], "keep_only": [], "unparsed": []}
     summary = f"{target} is to be predicted."
     return {"status": "OK", "summary": summary, "next_actions": [confirm, choose], "warnings": [], "result": result}
