@@ -7,8 +7,7 @@ from typing import Any
 from stages.contract import Json
 from stages.effects import figure
 from stages.shown import plain
-from stages.verdict import NAMES
-from stages.wording import counted
+from stages.wording import NAMES, counted
 
 MAX_ROWS = 40  # of a table
 _SIGNS = re.compile(r"([\\`*_{}\[\]()#+!|<>~&-])")

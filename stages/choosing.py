@@ -14,6 +14,7 @@ import numpy as np
 from stages import portfolio, scoring
 from stages.folding import Numbers
 from stages.search import OK, Trial
+from stages.wording import NAMES
 
 BLEND_GAIN = 0.002  # a blend has to be better than the best single model by this share of the score
 MEMBERS = 4  # of a blend, at most
@@ -54,7 +55,7 @@ def choose(models: Sequence[Judged], metric: scoring.Metric) -> Choice:
     best = _best(models, metric)
     as_good = [each for each in models if each is best or _as_good(each, best, metric)]
     simplest = min(as_good, key=lambda each: (portfolio.simplicity(each.id), -metric.gain(each.mean, 0.0), each.id))
-    figures = f"{metric.name} {simplest.mean:.4g}"
+    figures = f"{NAMES[metric.name]} {simplest.mean:.4g}"
     if simplest is best:
         return Choice(best, f"{best.id} has the best mean over the folds ({figures}).{_unlike_others(best)}")
     why = (

@@ -20,6 +20,7 @@ POINTS = 12  # of a number or a date
 LEVELS = 8  # of a category, the most frequent ones
 STEADY = 0.85  # rank correlation of value and prediction, for "rises" or "falls"
 FLAT = 0.02  # of the spread of predictions: a movement below it is none
+SPACED = 10_000  # from it on, numbers are shown with separators; years are not
 MAX_LEVEL = 40  # characters of a level's name in a sentence
 
 
@@ -84,7 +85,9 @@ def _values(column: "pd.Series[Any]") -> "pd.Series[Any]":
 def _label(value: Any) -> str:
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d}"
-    return f"{value:.4g}" if isinstance(value, float) else plain(str(value), MAX_LEVEL)
+    if not isinstance(value, float):
+        return plain(str(value), MAX_LEVEL)
+    return f"{value:.4g}" if abs(value) < SPACED else f"{value:,.0f}"
 
 
 def _direction(curve: Vector, spread: float, ordered: bool) -> str:

@@ -11,7 +11,7 @@ from stages import costs, portfolio, scoring
 from stages.choices import Choices
 from stages.contract import Action, Envelope, Failed, Issue, Progress, Result, Room, main
 from stages.scheduling import Candidate, Schedule, schedule
-from stages.wording import counted, share
+from stages.wording import NAMES, counted, share
 
 BUDGET_S = 60.0  # processor seconds for TRAIN when nobody said how many
 LEAST_S, MOST_S = 5.0, 36_000.0  # that may be asked for
@@ -205,7 +205,7 @@ def _summary(result: dict[str, Any], made: Schedule, plan: Mapping[str, Any]) ->
     tried = [name for name in made.tried if name != portfolio.BASELINE]
     folds = f"{made.folds} times on parts of the {plan['split']['n_train']:,} training rows"
     return (
-        f"Models are judged by {metric['name']}: {metric['meaning']}. {metric['why']} "
+        f"Models are judged by {NAMES[metric['name']]}: {metric['meaning']}. {metric['why']} "
         f"{len(tried)} of {len(result['candidates']) - 1} models are tried ({', '.join(tried)}), each {folds}, beside "
         f"guessing. That takes about {result['est_cpu_s']:g} s of the {result['budget_s']:g} s of processor time."
     )

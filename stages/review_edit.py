@@ -18,8 +18,8 @@ from stages.judging import Case, Draw, Judged, calibration, guessing, judge, met
 from stages.shown import plain
 from stages.thresholds import DEFAULT, LEAST, MOST, Choice, suggested, table_of
 from stages.trial import LOOKS, Trial, load, look
-from stages.verdict import NAMES, Ruling, badly_calibrated, one_sided, rule
-from stages.wording import quoted
+from stages.verdict import Ruling, badly_calibrated, rule, unsaid
+from stages.wording import NAMES, quoted
 
 MAX_EFFECTS = 5
 ACCEPT = "accept"
@@ -49,14 +49,14 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     effects = _effects(trial, frame, measured, envelope.seed)
     progress.tell(80, "drawing", always=True)
     table = table_of(trial, room)
-    silent = one_sided(trial, case, suggested(table)) if ruling.verdict != "SAME_AS_BASELINE" else None
+    silent = unsaid(trial, case, suggested(table))
     result: dict[str, Json] = {
         "test": {"metric": trial.metric, **_figure(found.metrics[trial.metric]), "n": len(truth)},
         "higher_better": trial.higher_better,
         "all_metrics": {name: _figure(each) for name, each in found.metrics.items()},
         "baseline": {"metric": trial.metric, **_figure(found.baseline), "what": _guess_words(trial)},
         "lift": _figure(found.lift),
-        **_detail(trial, case),
+        **_detail(trial, case, guess),
         "importance": [{"column": e.column, "mean": _tidy(e.mean), "sd": _tidy(e.sd)} for e in measured.columns],
         "importance_how": {"rows": measured.rows, "columns_of": measured.of, "complete": measured.complete},
         "effects": [_effect_json(number, each) for number, each in enumerate(effects, 1)],
@@ -134,9 +134,9 @@ def _guess_words(trial: Trial) -> str:
     return f"always says the {'median' if trial.metric == 'mae' else 'mean'} of the training rows"
 
 
-def _detail(trial: Trial, case: Case) -> dict[str, Json]:
+def _detail(trial: Trial, case: Case, guess: Case) -> dict[str, Json]:
     if not trial.is_classes:
-        return {"residuals": _residuals(trial, case)}
+        return {"residuals": _residuals(trial, case, guess)}
     held = calibration(case)
     table = Draw(case, np.ones(len(case.truth))).confusion.astype(int).tolist()
     curve = [{"said": _tidy(said), "true": _tidy(true), "rows": rows} for said, true, rows in held.curve]
@@ -147,7 +147,7 @@ def _detail(trial: Trial, case: Case) -> dict[str, Json]:
     }
 
 
-def _residuals(trial: Trial, case: Case) -> dict[str, Json]:
+def _residuals(trial: Trial, case: Case, guess: Case) -> dict[str, Json]:
     error = case.truth - case.said
     size = np.abs(error)
     worst = np.argsort(-size, kind="stable")[:WORST]
@@ -156,6 +156,7 @@ def _residuals(trial: Trial, case: Case) -> dict[str, Json]:
         for at in worst
     ]
     within = {f"within_{share}": _tidy(np.quantile(size, share / 100)) for share in (50, 90)}
+    within["guess_within_50"] = _tidy(np.quantile(np.abs(guess.truth - guess.said), 0.5))
     return {"mean": _tidy(error.mean()), "sd": _tidy(error.std()), **within, "worst": rows}
 
 

@@ -22,7 +22,7 @@ from stages.folding import Numbers
 from stages.model_select import HELD, LEAST_S, MOST_S
 from stages.plots import COLOURS, GREY, drawn, picture, short
 from stages.search import FAILED, OK, SKIPPED, Search, Trial
-from stages.wording import counted, share
+from stages.wording import NAMES, counted, share
 
 MODEL, OOF, PLOT = "model.joblib", "oof.parquet", "plot-leaderboard.png"
 COMPRESSED = 3  # of zlib: half the size at little time
@@ -242,7 +242,7 @@ def _issues(
 
 
 def _summary(result: Mapping[str, Json]) -> str:
-    chosen, name = result["chosen"], result["metric"]["name"]
+    chosen, name = result["chosen"], NAMES[result["metric"]["name"]]
     deviation = next(line["cv_sd"] for line in result["leaderboard"] if line["id"] == chosen["id"])
     spread = f" ± {deviation:.2g}" if deviation is not None else ""
     used = share(round(100 * result["budget_used_s"]), round(100 * result["budget_s"]))
@@ -277,10 +277,10 @@ def _leaving() -> Iterator[Action]:
 
 def _draw(room: Room, result: Mapping[str, Json]) -> None:
     lines = [line for line in result["leaderboard"] if line["status"] == OK][::-1]
-    name, chosen = result["metric"]["name"], result["chosen"]["id"]
+    name, chosen = NAMES[result["metric"]["name"]], result["chosen"]["id"]
     up = "higher is better" if result["metric"]["higher_better"] else "lower is better"
-    title = f"Models by {name} over {result['folds']} folds"
-    with picture(room, PLOT, title, f"{name} ({up}); the line is one standard deviation", "") as axes:
+    title = f"Models by {name}, with one standard deviation over {result['folds']} folds"
+    with picture(room, PLOT, title, f"{name}: {up}", "") as axes:
         for place, line in enumerate(lines):
             colour, marker = (COLOURS[1], "D") if line["id"] == chosen else (COLOURS[0], "o")
             axes.errorbar(line["cv_mean"], place, xerr=line["cv_sd"] or 0.0, fmt=marker, color=colour, capsize=4)

@@ -8,15 +8,17 @@ import numpy as np
 
 from stages.contract import Issue, Json
 from stages.effects import figure
-from stages.judging import Case, Judged, Verdicts
+from stages.judging import Case, Judged, Vector, Verdicts
 from stages.shown import plain
+from stages.targets import MOSTLY
 from stages.trial import Looks, Trial
-from stages.wording import counted, quoted, several, share
+from stages.wording import NAMES, counted, quoted, several, share
 
 TOO_GOOD = 0.99  # ROC AUC or R2 above it is looked into
 TELLS = 0.97  # strength (0 to 1, by PROFILE_DATA) of a column that all but tells the target by itself
 FEW_ROWS = 100  # test rows; below it the interval is wide
 FEW_OF_CLASS = 10  # test rows of a class
+ENOUGH_OF_CLASS = 3  # test rows of one of many classes, from which it is worth a word that none is found
 RARE = 0.1  # share of a class
 UNEVEN = 0.5  # of the share a class would have if all were alike: each of 40 is rare, and none of them unbalanced
 WIDE = 0.5  # an interval wider than this share of the lift is worth a word
@@ -24,22 +26,6 @@ OFF = 2.0  # standard deviations between folds and test
 BADLY_CALIBRATED = 0.1  # mean gap between probability said and share come true
 
 Verdict = Literal["BETTER", "SAME_AS_BASELINE", "SUSPICIOUS"]
-NAMES = {
-    "roc_auc": "ROC AUC",
-    "roc_auc_ovr": "ROC AUC (mean over the classes)",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "f1_macro": "F1 (mean over the classes)",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "r2": "R²",
-    "rmse": "root mean squared error",
-    "mae": "mean absolute error",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +155,21 @@ def _caveats(trial: Trial, found: Verdicts, looks: Looks, threshold: bool) -> li
         )
     if threshold:
         said.append("The threshold was chosen by a person; figures that depend on it hold for that threshold.")
-    return said + _of_classes(trial) + _of_folds(trial, main)
+    return said + _of_classes(trial) + _of_amounts(trial) + _of_folds(trial, main)
+
+
+def _of_amounts(trial: Trial) -> list[str]:
+    if trial.is_classes:
+        return []
+    values, counts = np.unique(trial.truth(trial.test), return_counts=True)
+    most = int(counts.argmax())
+    if counts[most] <= MOSTLY * counts.sum():
+        return []
+    part = share(int(counts[most]), int(counts.sum()))
+    return [
+        f"{part} of the test rows have the same value, {figure(float(values[most]))}: a small mean error says little, "
+        "and the few others decide about R²."
+    ]
 
 
 def _of_classes(trial: Trial) -> list[str]:
@@ -229,21 +229,40 @@ def _of_profile(trial: Trial, profile: Mapping[str, Json]) -> list[str]:
     return said
 
 
-def one_sided(trial: Trial, case: Case, best: float | None) -> Issue | None:
-    """Returns the warning about a model of two classes that calls all test rows the same, None when it does not.
+def unsaid(trial: Trial, case: Case, best: float | None) -> Issue | None:
+    """Returns the warning about classes of which no test row is found, None when some of each are.
 
-    It may still rank them well: then it is the threshold that is wrong.
+    With two classes it may still rank them well: then it is the threshold that is wrong.
 
     Args:
         best: the threshold that balances best on training rows, None when that is not known.
     """
-    if trial.positive < 0 or len(np.unique(case.labels)) > 1:
+    if not trial.is_classes:
         return None
-    called, never = (quoted(trial.classes[number]) for number in (case.labels[0], 1 - case.labels[0]))
-    text = f"With the threshold {figure(case.threshold)} it calls every test row {called} and never says {never}."
+    counts = np.bincount(case.truth, minlength=len(case.classes))
+    found = np.bincount(case.truth[case.labels == case.truth], minlength=len(case.classes))
+    if case.positive < 0:
+        return _unfound(trial, np.flatnonzero((counts >= ENOUGH_OF_CLASS) & (found == 0)), counts)
+    lost = int(np.argmin(found))
+    if found[lost] or not counts[lost]:
+        return None
+    name, rows = quoted(case.classes[lost]), counted(int(counts[lost]), "test row")
+    never = len(np.unique(case.labels)) == 1
+    how = "never says so" if never else "says so of others only"
+    text = f"With the threshold {figure(case.threshold)} it finds none of the {rows} that are {name}: it {how}."
     other = f", for example {figure(best)}," if best is not None and best != case.threshold else ""
     advice = f"Choose another threshold{other} or use the probabilities and not what it calls."
-    return Issue("IMBALANCE", "WARN", text, column=trial.plan["target"], suggestion=advice)
+    return Issue("IMBALANCE", "WARN", text, column=trial.plan["target"], count=int(counts[lost]), suggestion=advice)
+
+
+def _unfound(trial: Trial, lost: Vector, counts: Vector) -> Issue | None:
+    if not len(lost):
+        return None
+    names = several([trial.classes[at] for at in lost])
+    text = f"It finds none of the test rows that are {names} ({counted(int(counts[lost].sum()), 'row')})."
+    advice = "Do not use it to find these, or bring more rows of them."
+    rows = int(counts[lost].sum())
+    return Issue("IMBALANCE", "WARN", text, column=trial.plan["target"], count=rows, suggestion=advice)
 
 
 def badly_calibrated(ece: float) -> str:

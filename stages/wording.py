@@ -1,4 +1,4 @@
-"""Counts, shares and names as sentences hold them."""
+"""Counts, shares and names as sentences hold them, and what measures are called."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,22 @@ from typing import Any
 from stages.shown import plain
 
 LISTED = 5  # names that a sentence lists
+NAMES = {
+    "roc_auc": "ROC AUC",
+    "roc_auc_ovr": "ROC AUC (mean over the classes)",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "f1_macro": "F1 (mean over the classes)",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "r2": "R²",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+}
 
 
 def quoted(value: Any) -> str:

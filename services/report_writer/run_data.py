@@ -179,4 +179,6 @@ def _split(split: Json) -> str:
     how = _SPLITS.get(kind) or inline(kind)
     by = f" (by {inline(name(of(split, 'column')))})" if name(of(split, "column")) else ""
     parted = f", {how}{by}" if how else ""
-    return f"{learn:,.0f} rows were learned from and {test:,.0f} kept apart for the test{parted}, before any fit."
+    why = inline(text(of(split, "why")))
+    told = f"{learn:,.0f} rows were learned from and {test:,.0f} kept apart for the test{parted}, before any fit."
+    return f"{told} {why}".rstrip()

@@ -37,9 +37,10 @@ def drivers(found: Found) -> Iterator[str]:
         return
     yield f"{NOTE}\n"
     if measured:
-        yield paragraph("How much worse the model gets on test rows when a column is shuffled:", _how(found))
+        yield "How much worse the model gets on test rows when a column is shuffled:\n"
         lines = [[cell(name(row["column"])), figure(row.get("mean")), figure(row.get("sd"), 2)] for row in measured]
         yield table(("column", "loss", "standard deviation"), lines)
+        yield paragraph(_how(found))
     yield from map(picture, drawn)
     for effect in effects:
         yield from _effect(found, effect)
@@ -53,8 +54,10 @@ def _effect(found: Found, effect: Mapping[str, Json]) -> Iterator[str]:
 
 
 def _how(found: Found) -> str:
+    said = "Where the loss is no more than its standard deviation, it may be chance. Columns that say much the same "
+    said += "stand in for each other, so each may look less important than it is."
     how = found.of(_REVIEW, "importance_how")
     measured, of_all = len(_ranked(found)), number(of(how, "columns_of"))
     if of(how, "complete") is False and of_all is not None:
-        return f"(Of {of_all:,.0f} columns, {measured:,} were measured; the time did not do for more.)"
-    return ""
+        said += f" Of {of_all:,.0f} columns, {measured:,} were measured; the time did not do for more."
+    return said

@@ -29,11 +29,12 @@ def leaderboard(found: Found) -> Iterator[str]:
         yield paragraph(inline(found.summary(_TRAIN)))
     yield paragraph(_judged_by(found), _tried(found), _budget(found))
     yield table(
-        ("model", "family", cell(_score_name(found)), "±", "folds", "fit, s", "note"), _lines(found, board, chosen)
+        ("model", "family", cell(_score_name(found)), "± over folds", "folds", "fit, s", "note"),
+        _lines(found, board, chosen),
     )
     if chosen and board:
         why = text(found.of(_TRAIN, "chosen", "why"))
-        yield paragraph(f"Chosen: **{inline(chosen)}**{_blended(found)}.", inline(why))
+        yield paragraph(f"Chosen: **{inline(chosen)}**{_blended(found)}.", _kind(found, chosen), inline(why))
     for file in found.pictures(_TRAIN, "plot-")[:OTHER_PICTURES]:
         yield picture(file)
 
@@ -71,6 +72,12 @@ def _budget(found: Found) -> str:
         return ""
     share = f" of {given:,.4g} s ({100 * used / given:.0f} %)" if given else " s"
     return f"Processor time used: {used:,.4g}{share}."
+
+
+def _kind(found: Found, chosen: str) -> str:
+    """Returns what MODEL_SELECT says of a model, "" when it says nothing."""
+    known = {name(row.get("id")): text(row.get("why")) for row in rows(found.of(_SELECT, "candidates"))}
+    return f"What it is: {inline(known[chosen])}" if known.get(chosen) else ""
 
 
 def _blended(found: Found) -> str:

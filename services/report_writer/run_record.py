@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.report_writer.commands import time_text
 from services.report_writer.escape import code_span, fenced, inline, shorten
+from services.report_writer.run_answer import NO_BETTER, interval, leading_texts
 from services.report_writer.run_data import problems
 from services.report_writer.run_found import Found, Stage, link, linkable, stage_name
 from services.report_writer.run_values import figure, name, number, of, text, texts
@@ -79,9 +80,11 @@ def _reason(decision: project_pb2.GateDecision) -> str:
 
 def limits(found: Found) -> Iterator[str]:
     """Yields the blocks of the section on what to keep in mind."""
-    yield bullets([*map(inline, texts(found.of(_REVIEW, "caveats"), 300)), *_own_limits(found)])
-    leads = ("NO_BETTER_THAN_BASELINE", "SUSPICIOUSLY_GOOD")  # stand in the answer
-    yield from problems("What the stages noted:", [issue for issue in found.issues(*_LATE) if issue.code not in leads])
+    told = leading_texts(found)  # stand in the answer
+    caveats = [text for text in texts(found.of(_REVIEW, "caveats"), 300) if text not in told]
+    yield bullets([*map(inline, caveats), *_own_limits(found)])
+    late = [issue for issue in found.issues(*_LATE) if issue.message not in told and issue.code != NO_BETTER]
+    yield from problems("What the stages noted:", late)
 
 
 def _own_limits(found: Found) -> Iterator[str]:
@@ -94,6 +97,8 @@ def _own_limits(found: Found) -> Iterator[str]:
         yield f"Not understood in the objective, and not acted on: {several(unparsed)}."
     for stage in sorted(stage for stage, left in found.left.items() if left is None):
         yield f"What {stage_name(stage)} left could not be read; what depends on it is missing here."
+    if interval(found.of(_REVIEW, "test", "ci95")):
+        yield "The interval is of chance in picking test rows; other rows to learn from may give another model."
     yield "It holds for rows that come about as those of the data did; when the world changes, test it again."
 
 
@@ -131,6 +136,7 @@ def reproducing(found: Found) -> Iterator[str]:
     given = found.of(_EXPORT, "reproduce")
     command = text(of(given, "command"), COMMAND_CHARS)
     if command:
+        yield "In the folder of the bundle, with the data beside it:\n"
         yield fenced(command, "sh")
         yield paragraph(*_expected(found))
     sha256 = text(found.of(_SOURCE, "sha256"))

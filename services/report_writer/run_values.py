@@ -14,7 +14,8 @@ MAX_RESULT_BYTES = 1024 * 1024
 TEXT_CHARS = 300  # of a sentence
 NAME_CHARS = 80  # of a name of a column, a class, a model
 WHOLE = 1e15  # beyond it, whole numbers are shown by their first digits
-SPACED = 10_000  # from it on, whole numbers are shown with separators; years are not
+SPACED = 10_000  # from it on, numbers are shown with separators; years are not
+LEAST = 1e-9  # below it, numbers are shown with an exponent
 
 Json: TypeAlias = Any
 
@@ -69,6 +70,10 @@ def figure(value: Json, digits: int = 4) -> str:
         return ""
     if abs(found) < WHOLE and found == int(found):
         return f"{int(found):,}" if abs(found) >= SPACED else str(int(found))
+    if SPACED <= abs(found) < WHOLE:
+        return f"{found:,.{max(0, digits - len(str(int(abs(found)))))}f}"
+    if LEAST <= abs(found) < 1e-4:
+        return f"{found:.{digits - 1 - math.floor(math.log10(abs(found)))}f}"
     shown = f"{found:.{digits}g}"
     return f"{found:.6g}" if float(shown).is_integer() else shown
 
