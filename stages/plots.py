@@ -1,9 +1,11 @@
 """Pictures: one size, one style, readable by the colour-blind, safe for names and values of a stranger's table."""
 
 import logging
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from stages.contract import Artifact, Room
@@ -52,7 +54,47 @@ def picture(
         axes.set_xlabel(plain(across, 60))
         axes.set_ylabel(plain(up, 60))
         yield axes
+        _make_legible(axes)
         figure.savefig(room.path(name), metadata={"Software": None})
+
+
+def legible(text: str) -> str:
+    """Returns a text that the font can draw: signs it has not, and scripts that run leftwards, in Latin letters.
+
+    Matplotlib's own font has no Chinese, Japanese, Korean or Indian signs, and Arabic and Hebrew would stand in the
+    wrong order. Letters rather than another font: the picture is then the same on every machine.
+    """
+    from anyascii import anyascii
+
+    if text.isascii():
+        return text
+    said = "".join(anyascii(sign) if _undrawable(sign) else sign for sign in text)
+    return said if said.strip() else " ".join(f"U+{ord(sign):04X}" for sign in text)
+
+
+def _undrawable(sign: str) -> bool:
+    return ord(sign) not in _drawable() or unicodedata.bidirectional(sign) in ("R", "AL")
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def _make_legible(axes: Any) -> None:
+    """Replaces what the font cannot draw in all that is written on the axes."""
+    from matplotlib.ticker import FixedLocator
+
+    legend = axes.get_legend()
+    for each in (axes.title, axes.xaxis.label, axes.yaxis.label, *(legend.get_texts() if legend else ())):
+        each.set_text(legible(each.get_text()))
+    for axis in (axes.xaxis, axes.yaxis):
+        if isinstance(axis.get_major_locator(), FixedLocator):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            if not "".join(labels).isascii():
+                axis.set_ticks(axis.get_ticklocs(), [legible(label) for label in labels])
 
 
 def drawn(name: str, title: str) -> Artifact:

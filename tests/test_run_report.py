@@ -208,6 +208,32 @@ def test_a_warning_of_the_verdict_leads_the_answer_and_is_told_there_only(code: 
     assert "Because of" not in told["Limits"]
 
 
+def test_a_class_that_is_never_found_stands_right_under_the_answer_and_only_there() -> None:
+    request, left = penguins()
+    left[Stage.STAGE_REVIEW_EDIT]["warnings"] = [warned("IMBALANCE", "WARN")]
+    review_of(left)["caveats"] = ["Because of `x`.", "Another doubt."]
+    told = sections(drawn(request, left))
+    assert told["Answer"].strip().split("\n")[2].startswith("**Because of")
+    assert "Because of" not in told["Limits"] and "Another doubt." in told["Limits"]
+
+
+def test_the_answer_says_in_plain_numbers_how_often_it_is_right_or_how_far_off() -> None:
+    assert (
+        "85 of 86 test rows were called right (99 %); always saying “Adelie” is right for 38 (44 %)."
+        in sections(drawn(*penguins()))["Answer"]
+    )
+    request, left = golden("mpg-review")
+    review_of(left)["residuals"]["guess_within_50"] = 6.5
+    assert "off by at most 1.122; of guesses by at most 6.5." in sections(drawn(request, left))["Answer"]
+
+
+def test_an_interval_without_width_is_not_shown_as_one() -> None:
+    request, left = penguins()
+    review_of(left)["test"]["ci95"] = review_of(left)["all_metrics"]["accuracy"]["ci95"] = [1, 1]
+    told = drawn(request, left)
+    assert "1 to 1 " not in told and "the same in every resample" in told
+
+
 def test_an_easy_table_is_no_alarm() -> None:
     said = sections(drawn(*penguins()))["Answer"].strip()
     assert said.startswith("“species” can be predicted")
@@ -485,6 +511,9 @@ def test_what_is_no_result_reads_as_none(data: bytes) -> None:
         (0.99997, "0.99997"),
         (2007, "2007"),
         (12345.0, "12,345"),
+        (12345.678, "12,346"),
+        (1234567.8, "1,234,568"),
+        (0.00002921, "0.00002921"),
         (-0.5, "-0.5"),
         (1e300, "1e+300"),
         pytest.param(10**400, "", id="huge"),

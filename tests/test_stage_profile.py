@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from stages.columns import look
-from stages.contract import Failed, Result
+from stages.contract import Failed, Result, Room
+from stages.plots import NAMED, bars, picture
 from stages.preparing import numbers
 from stages.profile_data import work
 from stages.rows import copies, mixed
@@ -304,6 +305,15 @@ def test_a_role_is_changed_by_a_person(tmp_path: Path) -> None:
     given = frame(zone=np.random.default_rng(3).integers(1, 9, ROWS))
     assert role(profiled(tmp_path, given), "zone") == "NUMERIC"
     assert role(profiled(tmp_path, given, **{"roles.zone": "CATEGORY"}), "zone") == "CATEGORY"
+
+
+def test_names_in_any_script_are_legible_in_pictures(tmp_path: Path) -> None:
+    room = Room("PROFILE_DATA", tmp_path)
+    with picture(room, "plot-x.png", "物种 by Größe", "行", "مدينة", NAMED) as axes:
+        bars(axes, ["北京", "Größe", "\U000f0000"], [3, 2, 1])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    written = [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *labels]
+    assert written == ["WuZhong by Größe", "Xing", "mdynh", "BeiJing", "Größe", "U+F0000"]
 
 
 # ---- what is odd about the table ----

@@ -180,11 +180,21 @@ def test_a_model_that_never_says_the_rare_class_is_found_out(tmp_path: Path, qui
     rare_class(tmp_path)
     found = work_here(review_edit.work, tmp_path, "REVIEW_EDIT", edits={"threshold": 0.9})
     silent = next(issue for issue in found.warnings if issue.code == "IMBALANCE")
-    assert 'never says "yes"' in silent.message and silent.message in found.summary
+    assert 'none of the 6 test rows that are "yes": it never says so' in silent.message
+    assert silent.message in found.summary
     assert silent.message in found.result["caveats"]
     assert "for example" in silent.suggestion
     found = work_here(review_edit.work, tmp_path, "REVIEW_EDIT", edits={"threshold": 0.02})
-    assert "never says" not in found.summary
+    assert "finds none" not in found.summary
+
+
+def test_a_class_of_many_that_is_never_found_is_named(tmp_path: Path, quick: None) -> None:
+    kind = np.where(np.arange(400) % 20 == 0, "rare", np.where(DICE.normal(size=400) > 0, "a", "b"))
+    frame = pd.DataFrame({"size": DICE.normal(size=400) + (kind == "a"), "kind": kind})
+    train(tmp_path, frame, "kind", "multiclass", "accuracy")
+    found = work_here(review_edit.work, tmp_path, "REVIEW_EDIT")
+    assert 'none of the test rows that are "rare" (5 rows)' in found.summary
+    assert "IMBALANCE" in {issue.code for issue in found.warnings}
 
 
 def test_many_classes_of_one_size_are_not_called_unbalanced(tmp_path: Path, quick: None) -> None:
