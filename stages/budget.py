@@ -1,7 +1,7 @@
-"""A budget of processor time that holds: what is left, what the next step takes, and an end to a step that does not.
+"""A budget of processor time that holds, on a machine as slow as it may be.
 
-Forecasts decide what is begun. Only when the clock shows that they were too low are later forecasts raised, and a step
-that would eat what the end needs is cut off.
+What is tried is decided by forecasts (stages.scheduling), never by this clock. It only ends work that would pass the
+budget although the forecast said that it would not: then the answer may be another one elsewhere, and TRAIN says so.
 """
 
 import signal
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from stages.contract import cpu_seconds
 
-TOLERATED = 1.25  # a forecast that was at most so many times too low is no reason to change anything
+HARD = 1.05  # times the budget at which work is ended; what compiled code does meanwhile comes on top
 
 
 class Late(BaseException):
@@ -24,7 +24,10 @@ class Budget:
     def __init__(self, seconds: float, clock: Callable[[], float] = cpu_seconds, since: float = 0.0) -> None:
         self.seconds = seconds
         self._clock, self._since = clock, since
-        self._forecast = self._measured = 0.0
+
+    def now(self) -> float:
+        """Returns what its clock says, in seconds."""
+        return self._clock()
 
     @property
     def used(self) -> float:
@@ -40,20 +43,9 @@ class Budget:
         """Goes on from where an earlier attempt was, so that what follows is decided as it was there."""
         self._since = self._clock() - used
 
-    def learn(self, forecast: float, measured: float) -> None:
-        """Takes note of what a step was forecast to take and took."""
-        self._forecast += forecast
-        self._measured += measured
-
-    @property
-    def slower(self) -> float:
-        """How many times more than forecast everything takes; 1 as long as the forecasts are about right."""
-        ratio = self._measured / self._forecast if self._forecast else 1.0
-        return ratio if ratio > TOLERATED else 1.0
-
-    def allows(self, forecast: float, reserve: float) -> bool:
-        """Returns whether a step may begin: whether it and what has to come after it still fit."""
-        return self.used + self.slower * (forecast + reserve) <= self.seconds
+    def holds(self, seconds: float) -> bool:
+        """Returns whether so many seconds more are still within it."""
+        return self.used + seconds <= HARD * self.seconds
 
     @contextmanager
     def ending(self, reserve: float) -> Iterator[None]:
@@ -61,7 +53,9 @@ class Budget:
 
         Works between two instructions of Python: a single long call into C is ended when it returns (setitimer(2)).
         """
-        left = self.seconds - self.used - self.slower * reserve
+        left = HARD * self.seconds - self.used - reserve
+        if left <= 0:
+            raise Late
         ended = False
 
         def late(_signal: int, _frame: object) -> NoReturn:
@@ -70,7 +64,7 @@ class Budget:
             raise Late
 
         before = signal.signal(signal.SIGPROF, late)
-        signal.setitimer(signal.ITIMER_PROF, max(0.001, left))
+        signal.setitimer(signal.ITIMER_PROF, left)
         try:
             yield
         except Exception as error:  # what compiled code has made of Late, which it may have met in the middle

@@ -13,11 +13,11 @@ import numpy as np
 
 from stages import portfolio, scoring
 from stages.folding import Numbers
+from stages.scheduling import BLENDED
 from stages.search import OK, Trial
 from stages.wording import NAMES
 
 BLEND_GAIN = 0.002  # a blend has to be better than the best single model by this share of the score
-MEMBERS = 4  # of a blend, at most
 STEPS = 12  # each adds the member that helps most (Caruana et al. 2004, with replacement)
 BLEND_ROWS = 4_000  # of a fold that weights are found on
 LEAST_FOLDS = 2  # for an error to be known
@@ -97,8 +97,8 @@ class Blender:
     ) -> None:
         able = [each for each in trials if each.status == OK and each.id != portfolio.BASELINE]
         ranked = sorted(able, key=lambda each: metric.gain(0.0, each.mean))
-        linear = [each for each in able if each.id == "linear" and each not in ranked[:MEMBERS]]
-        self._members = ranked[: MEMBERS - len(linear)] + linear
+        linear = [each for each in able if each.id == "linear" and each not in ranked[:BLENDED]]
+        self._members = ranked[: BLENDED - len(linear)] + linear
         self._y, self._metric, self._classes, self._positive = y, metric, classes, positive
 
     def blend(self) -> Judged | None:

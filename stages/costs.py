@@ -1,7 +1,7 @@
 """What trying a model will cost, forecast from the shape of the table alone, so that the same table gets the same plan.
 
 The constants are processor seconds at one thread, measured on an x86 server core; a slower machine spends more, and
-stages.budget notices that while it goes.
+stages.budget ends what would pass the budget.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Any
 from stages import preparing
 from stages.preparing import TEXT_DIMENSIONS
 
-START_S = 3.5  # loading the libraries and the table
-CLOSE_S = 1.5  # choosing, drawing, writing the model
+START_S = 4.0  # loading the libraries and the table
+CLOSE_S = 1.0  # choosing, drawing, writing the model
 BASE_MB = 260.0  # the libraries
 DATE_COLUMNS = 6  # a moment becomes so many numbers
 CURVE_COLUMNS = 6  # and so many more, for a linear model that may bend
@@ -23,8 +23,9 @@ LEAST_LEAF = 20  # rows in a leaf
 NUMBER_S, CATEGORY_S, DATE_S, TEXT_S = 2.5e-7, 1.5e-6, 3e-6, 2e-5
 ENCODE_S = 0.04  # whatever the rows
 LINEAR_S = 3e-7  # a row, a column, an output
-STEP_S, SPLIT_S, CELL_S = 5e-4, 5e-6, 9e-9  # boosting: a tree; a leaf and column of it; a row and column of it
-TREE_S, SORT_S = 7e-4, 3.5e-8  # a random tree; a row and column of it, times log2 of the rows
+STEP_S, SPLIT_S, CELL_S = 6e-4, 5e-6, 9e-9  # boosting: a tree; a leaf and column of it; a row and column of it
+ROW_S = 1.5e-7  # a tree and a row: its slope, and its part in judging when to end
+TREE_S, SORT_S = 1e-3, 3.5e-8  # a random tree; a row and column of it, times log2 of the rows
 CATBOOST_CELL_S = 1.2e-7  # a round, a row, a column
 PREDICT_SHARE = 0.1  # of the fit, for the rows of a fold
 
@@ -84,21 +85,21 @@ def encoding(shape: Shape, rows: int) -> float:
 
 
 def fitting(candidate: Mapping[str, Any], shape: Shape, rows: int) -> float:
-    """Returns the seconds of fitting a candidate on so many rows that are encoded already."""
+    """Returns the seconds of fitting a candidate on so many rows that are encoded already, all rounds of it."""
     family, params = candidate["family"], candidate["params"]
     if family == "dummy":
         return 0.01
     columns = shape.columns(candidate["kind"])
     if family == "linear":
-        return 0.02 + rows * columns * shape.outputs * LINEAR_S
+        return 0.01 + rows * columns * shape.outputs * LINEAR_S
     if family == "extra-trees":
         return _forest(params, rows, columns)
     if family == "catboost":
         return 0.5 + float(params["iterations"]) * rows * columns * shape.outputs * CATBOOST_CELL_S
     leaves = min(params["max_leaf_nodes"], 2 ** params.get("max_depth", 16), max(2, rows // LEAST_LEAF))
     tried = columns * (0.4 + 0.6 * params.get("max_features", 1.0))  # fewer to look at, as many to count
-    a_tree = STEP_S + leaves * tried * SPLIT_S + rows * columns * CELL_S
-    return 0.05 + float(params["max_iter"] * shape.outputs * a_tree)
+    a_tree = STEP_S + leaves * tried * SPLIT_S + rows * (columns * CELL_S + ROW_S)
+    return 0.02 + float(params["max_iter"] * shape.outputs * a_tree)
 
 
 def _forest(params: Mapping[str, Any], rows: int, columns: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from stages import costs, portfolio, scoring
 from stages.choices import Choices
 from stages.contract import Action, Envelope, Failed, Issue, Progress, Result, Room, main
-from stages.scheduling import Candidate, Schedule, schedule
+from stages.scheduling import Bill, Candidate, Schedule, marked, schedule
 from stages.wording import NAMES, counted, share
 
 BUDGET_S = 60.0  # processor seconds for TRAIN when nobody said how many
@@ -22,7 +22,7 @@ OPTIMISE = {
     "size": "a small model file",
 }
 DEAR = ("extra-trees", "catboost")
-SPEEDY = 1.5  # times the cost of the usual boosting, at most, when speed is what counts
+SPEEDY = 1.1  # times the cost of the usual boosting, at most, when speed is what counts
 REASONS = {
     "binary": "It does not depend on a threshold and stays honest when one class is rare.",
     "multiclass": "It looks at every class by itself, the rare ones too, and needs no threshold.",
@@ -51,7 +51,8 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     possible, heavy = _light_enough(candidates, envelope.limits.mem_mb)
     wanted = [each for each in possible if asked or _meant(each, optimise, shape)]
     made = schedule(wanted, shape, plan["split"]["folds"], budget_s, asked)
-    _mark(candidates, made, {each["id"] for each in wanted}, heavy, optimise, asked, shape)
+    candidates = marked(candidates, made)
+    _explain(candidates, made, {each["id"] for each in wanted}, heavy, optimise, asked, shape, plan["split"]["folds"])
     result = {
         "metric": {
             "name": metric.name,
@@ -144,7 +145,7 @@ def _meant(candidate: Candidate, optimise: str, shape: costs.Shape) -> bool:
     """Returns whether a candidate is worth trying for what counts."""
     if candidate["id"] in (*portfolio.ALWAYS, portfolio.QUICK, portfolio.DEFAULT):
         return True
-    if candidate["id"] == portfolio.DEEP and shape.rows < portfolio.BIG:
+    if candidate["id"] in _unfit(shape):
         return False
     if optimise == "score":
         return True
@@ -154,7 +155,15 @@ def _meant(candidate: Candidate, optimise: str, shape: costs.Shape) -> bool:
     return optimise == "size" or costs.fitting(candidate, shape, shape.rows) <= SPEEDY * usual
 
 
-def _mark(
+def _unfit(shape: costs.Shape) -> dict[str, str]:
+    """Returns what is not worth its time on a table of this size, with the reason."""
+    deep = f"{portfolio.BIG:,} rows are the least that large trees are worth their time for."
+    trees = f"{portfolio.FEW:,} rows are the most that random trees are worth their time for."
+    small = {portfolio.DEEP: deep} if shape.rows < portfolio.BIG else {}
+    return small if shape.rows <= portfolio.FEW else {**small, "extra-trees": trees}
+
+
+def _explain(
     candidates: list[Candidate],
     made: Schedule,
     wanted: set[str],
@@ -162,27 +171,34 @@ def _mark(
     optimise: str,
     asked: tuple[str, ...],
     shape: costs.Shape,
+    split_folds: int,
 ) -> None:
-    """Writes into each candidate what it will cost, whether it is tried, and why not."""
-    from stages.scheduling import Bill
-
+    """Writes into each candidate what it will cost, and why it is not tried."""
     for candidate in candidates:
         name = candidate["id"]
-        bill = Bill(shape, made.folds, made.rows)
-        candidate["est_cpu_s"] = round(bill.cost(candidate), 2)
-        candidate["selected"] = name in made.tried
-        candidate["why"] = f"{candidate['why']} {_left_out(name, made, wanted, heavy, optimise, asked)}".strip()
+        bill = Bill(shape, made.folds, made.rows, split_folds)
+        candidate["est_cpu_s"] = round(bill.cost(candidate, made.first.get(name, made.folds)), 2)
+        candidate["why"] = (
+            f"{candidate['why']} {_left_out(name, made, wanted, heavy, optimise, asked, _unfit(shape))}".strip()
+        )
+        candidate["meant"] = name in wanted
 
 
 def _left_out(
-    name: str, made: Schedule, wanted: set[str], heavy: set[str], optimise: str, asked: tuple[str, ...]
+    name: str,
+    made: Schedule,
+    wanted: set[str],
+    heavy: set[str],
+    optimise: str,
+    asked: tuple[str, ...],
+    unfit: Mapping[str, str],
 ) -> str:
     if name in made.tried:
         return ""
     if name in heavy:
         return "Left out: it needs more memory than the run has."
-    if name not in wanted and name == portfolio.DEEP and optimise == "score":
-        return f"Left out: {portfolio.BIG:,} rows are the least that large trees are worth their time for."
+    if name not in wanted and name in unfit and optimise == "score":
+        return f"Left out: {unfit[name]}"
     if name not in wanted:
         return f"Left out: what counts is {OPTIMISE[optimise]}."
     if asked and name not in asked:
@@ -203,10 +219,10 @@ def _issues(made: Schedule, shape: costs.Shape, budget_s: float) -> Iterator[Iss
 def _summary(result: dict[str, Any], made: Schedule, plan: Mapping[str, Any]) -> str:
     metric = result["metric"]
     tried = [name for name in made.tried if name != portfolio.BASELINE]
-    folds = f"{made.folds} times on parts of the {plan['split']['n_train']:,} training rows"
+    folds = f"on up to {made.folds} parts of the {plan['split']['n_train']:,} training rows"
     return (
         f"Models are judged by {NAMES[metric['name']]}: {metric['meaning']}. {metric['why']} "
-        f"{len(tried)} of {len(result['candidates']) - 1} models are tried ({', '.join(tried)}), each {folds}, beside "
+        f"{len(tried)} of {len(result['candidates']) - 1} models are tried ({', '.join(tried)}) {folds}, beside "
         f"guessing. That takes about {result['est_cpu_s']:g} s of the {result['budget_s']:g} s of processor time."
     )
 

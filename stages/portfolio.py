@@ -16,6 +16,8 @@ Kind: TypeAlias = Literal["linear", "tree", "dummy"]
 Json: TypeAlias = Any
 
 BIG = 20_000  # rows from which large trees come first
+FEW = 5_000  # rows up to which random trees are worth their time: each sees all there is
+NEWTON_COLUMNS = 300  # up to which Newton's method is several times cheaper than gradients, for two classes
 WIDE = 5_000_000  # rows x columns above which the strength of a linear model is not searched for
 TREES_ROWS = 20_000  # rows that each tree of a forest sees at most: what it learns and weighs stays bounded
 CATBOOST_ROUNDS = 300  # more costs minutes on 100,000 rows
@@ -56,7 +58,9 @@ _LINEAR = Entry("linear", "linear", "linear", 1, "Adds up the columns; often as 
 _QUICK = _boosting(
     QUICK, 2, "A small boosting of trees, for a small budget.", max_iter=40, learning_rate=0.2, max_leaf_nodes=15
 )
-_HGB = _boosting(DEFAULT, 4, "Boosting of trees with usual settings; finds bends and combinations of columns.")
+_HGB = _boosting(
+    DEFAULT, 4, "Boosting of trees with usual settings; finds bends and combinations of columns.", max_iter=150
+)
 _TREES = Entry(
     "extra-trees",
     "extra-trees",
@@ -66,15 +70,6 @@ _TREES = Entry(
     {"n_estimators": 150, "min_samples_leaf": 3},
 )
 _SHALLOW = _boosting("hgb-shallow", 3, "Small trees: good when columns act one by one.", max_iter=200, max_depth=3)
-_SLOW = _boosting(
-    "hgb-slow",
-    5,
-    "Many small careful steps.",
-    max_iter=300,
-    learning_rate=0.04,
-    max_leaf_nodes=15,
-    l2_regularization=1.0,
-)
 _COLUMNS = _boosting(
     "hgb-columns",
     6,
@@ -88,7 +83,7 @@ _HELD = _boosting(
     5,
     "Held back from learning noise: large leaves, strong damping.",
     max_iter=200,
-    learning_rate=0.05,
+    learning_rate=0.1,
     min_samples_leaf=50,
     l2_regularization=20.0,
     max_features=0.5,
@@ -111,8 +106,7 @@ _CATBOOST = Entry(
     {"iterations": CATBOOST_ROUNDS},
 )
 ENTRIES = {
-    each.id: each
-    for each in (_DUMMY, _LINEAR, _QUICK, _HGB, _TREES, _SHALLOW, _SLOW, _COLUMNS, _HELD, _DEEP, _CATBOOST)
+    each.id: each for each in (_DUMMY, _LINEAR, _QUICK, _HGB, _TREES, _SHALLOW, _COLUMNS, _HELD, _DEEP, _CATBOOST)
 }
 BLEND_SIMPLE = 1 + max(entry.simple for entry in ENTRIES.values())
 
@@ -124,10 +118,9 @@ def simplicity(name: str) -> int:
 
 def entries(rows: int) -> tuple[Entry, ...]:
     """Returns the portfolio in the order in which it is tried on a table of that many rows to learn from."""
-    small = (_SHALLOW, _TREES, _HELD, _SLOW, _COLUMNS, _DEEP)
-    rest = (_DEEP, _COLUMNS, _SLOW, _SHALLOW, _HELD, _TREES) if rows >= BIG else small
+    rest = (_DEEP, _HGB, _HELD, _COLUMNS, _SHALLOW) if rows >= BIG else (_HGB, _HELD, _COLUMNS, _SHALLOW, _DEEP)
     catboost = (_CATBOOST,) if importlib.util.find_spec("catboost") else ()
-    return (_DUMMY, _LINEAR, _QUICK, _HGB, *catboost, *rest)
+    return (_DUMMY, _LINEAR, _QUICK, *rest, _TREES, *catboost)
 
 
 def fitting(entry: Entry, task: Task, rows: int, columns: int) -> dict[str, Json]:
@@ -137,6 +130,7 @@ def fitting(entry: Entry, task: Task, rows: int, columns: int) -> dict[str, Json
         params["alphas"] = [10.0] if rows * columns > WIDE else [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0]
     elif entry.family == "linear":
         params["C"] = 1.0
+        params["solver"] = "newton-cholesky" if task == "binary" and columns <= NEWTON_COLUMNS else "lbfgs"
     elif entry.family == "extra-trees":
         params["max_features"] = 0.5 if task == "regression" else "sqrt"
         if rows > TREES_ROWS:

@@ -21,7 +21,7 @@ from stages.contract import Action, Artifact, Envelope, Failed, Issue, Progress,
 from stages.folding import Numbers
 from stages.model_select import HELD, LEAST_S, MOST_S
 from stages.plots import COLOURS, GREY, drawn, picture, short
-from stages.search import FAILED, OK, SKIPPED, Search, Trial
+from stages.search import BEHIND, FAILED, OK, SKIPPED, Search, Trial
 from stages.wording import NAMES, counted, share
 
 MODEL, OOF, PLOT = "model.joblib", "oof.parquet", "plot-leaderboard.png"
@@ -51,7 +51,7 @@ def _work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     search = Search(rows, plan, metric, selected["folds"], budget, progress, envelope.seed)
     _try(search, tried, room, remembering.key_of(room, plan, selected, envelope.seed))
     _usable(search.trials)
-    blended = _blend(search, plan)
+    blended, late = _blend(search, plan)
     models = judged(search.trials) + ([blended] if blended else [])
     choice = _chosen(models, metric, wished)
     progress.tell(
@@ -63,7 +63,7 @@ def _work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     _leave_unseen(room, search, choice.model)
     result = _result(search, choice, models, selected, tried)
     _draw(room, result)
-    issues = list(_issues(search, choice, result, selected, plan))
+    issues = list(_issues(search, choice, result, selected, plan, late))
     return Result(_summary(result), result, list(_actions(result, models, selected)), issues, _artifacts())
 
 
@@ -79,10 +79,10 @@ def _try(search: Search, candidates: Sequence[Mapping[str, Json]], room: Room, k
 def _again(selected: Mapping[str, Json], plan: Mapping[str, Json], budget_s: float) -> dict[str, Json]:
     """Returns what MODEL_SELECT would have chosen with another budget."""
     shape = costs.shape_of(plan)
-    made = scheduling.schedule(selected["candidates"], shape, plan["split"]["folds"], budget_s)
-    candidates = [{**each, "selected": each["id"] in made.tried} for each in selected["candidates"]]
+    meant = [each for each in selected["candidates"] if each["meant"]]
+    made = scheduling.schedule(meant, shape, plan["split"]["folds"], budget_s)
     changed = {"budget_s": budget_s, "folds": made.folds, "rows": made.rows, "too_small": made.too_small}
-    return {**selected, **changed, "candidates": candidates}
+    return {**selected, **changed, "candidates": scheduling.marked(selected["candidates"], made)}
 
 
 def _usable(trials: Sequence[Trial]) -> None:
@@ -100,13 +100,18 @@ def _usable(trials: Sequence[Trial]) -> None:
     raise Failed("TRAINING_FAILED", text, suggestion=advice, actions=tuple(_leaving()))
 
 
-def _blend(search: Search, plan: Mapping[str, Json]) -> Judged | None:
+def _blend(search: Search, plan: Mapping[str, Json]) -> tuple[Judged | None, tuple[str, ...]]:
+    """Returns a blend that is worth it and fits in the budget, and what the clock alone has left out, against it."""
     y = [search.rows.y[part[2]] for part in search.parts]
     found = Blender(search.trials, y, search.metric, search.classes, plan.get("positive_class")).blend()
     if found is None:
-        return None
-    refits = sum(search.refit_s(trial) for trial in search.trials if trial.id in found.weights)
-    return found if search.budget.allows(refits, costs.CLOSE_S) else None
+        return None, ()
+    members = [trial for trial in search.trials if trial.id in found.weights]
+    if search.forecast_s(members) > scheduling.FILLED * search.budget.seconds:
+        return None, ()
+    if search.budget.holds(sum(map(search.refit_s, members)) + costs.CLOSE_S):
+        return found, ()
+    return None, (portfolio.BLEND,)
 
 
 def _chosen(models: Sequence[Judged], metric: scoring.Metric, wished: str | None) -> Choice:
@@ -122,7 +127,7 @@ def _fitted(search: Search, chosen: Judged, plan: Mapping[str, Json], seed: int)
     """Returns the chosen model, fitted on every row: a pipeline, or scikit-learn's vote of several."""
     from sklearn.ensemble import VotingClassifier, VotingRegressor
 
-    candidates = {trial.id: trial.candidate for trial in search.trials}
+    candidates = {trial.id: trial.final for trial in search.trials}
     parts = [(name, portfolio.build(candidates[name], plan, seed)) for name in chosen.weights]
     model = parts[0][1]
     if len(parts) > 1:
@@ -182,7 +187,7 @@ def _result(
         "baseline_score": round(baseline.mean, 6),
         "metric": selected["metric"],
         "classes": list(search.classes),
-        "tried": sum(1 for trial in search.trials if trial.status == OK),
+        "tried": sum(1 for trial in search.trials if trial.status in (OK, BEHIND) and trial.scores),
         "total": len(selected["candidates"]),
         "not_planned": [each["id"] for each in skipped],
         "folds": len(search.parts),
@@ -219,7 +224,12 @@ def _blend_line(model: Judged) -> dict[str, Json]:
 
 
 def _issues(
-    search: Search, choice: Choice, result: Mapping[str, Json], selected: Mapping[str, Json], plan: Mapping[str, Json]
+    search: Search,
+    choice: Choice,
+    result: Mapping[str, Json],
+    selected: Mapping[str, Json],
+    plan: Mapping[str, Json],
+    late: Sequence[str],
 ) -> Iterator[Issue]:
     if selected["too_small"]:
         rows = f"{counted(len(search.rows), 'row')} of {plan['split']['n_train']:,}"
@@ -230,11 +240,11 @@ def _issues(
             text = f"{trial.id} could not be trained and counts as guessing. {trial.error}"
             advice = "Take another model, or go back to PREPROCESS and look at what is done with the columns."
             yield Issue("CANDIDATE_FAILED", "WARN", text, value=trial.id, suggestion=advice)
-    late = [trial.id for trial in search.trials if trial.status == SKIPPED]
-    if late:
-        text = f"This machine was slower than forecast, so {', '.join(late)} did not fit in the budget."
-        more = "Another run may get further and choose differently; a larger budget makes it sure."
-        yield Issue("BUDGET_REACHED", "WARN", text, count=len(late), suggestion=more)
+    ended = [*(trial.id for trial in search.trials if trial.status == SKIPPED), *late]
+    if ended:
+        text = f"This machine was slower than forecast, so {', '.join(ended)} did not fit in the budget."
+        more = "Another machine may get further and choose differently; a larger budget makes it sure."
+        yield Issue("BUDGET_REACHED", "WARN", text, count=len(ended), suggestion=more)
     if choice.model.id == portfolio.BASELINE:
         text = "No model was clearly better than always saying the same."
         more = "Look for columns that say more about the target, or for more rows."

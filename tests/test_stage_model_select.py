@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from stages import model_select, scoring
+from stages import costs, model_select, scheduling, scoring
 from stages.contract import Failed, Limits
 from tests.tables_at_hand import leave, run_stage, work_here
 from tests.trained import numbers, prepared, selected
@@ -75,11 +75,11 @@ def test_a_choice_that_was_not_offered_is_refused_by_name(tmp_path: Path, edits:
 
 
 def test_every_field_that_is_offered_is_taken(tmp_path: Path) -> None:
-    edits = {"metric": "log_loss", "budget_s": 30, "candidates": ["hgb-slow"], "optimise": "size"}
+    edits = {"metric": "log_loss", "budget_s": 30, "candidates": ["hgb-columns"], "optimise": "size"}
     found = work_here(model_select.work, _laid(tmp_path), "MODEL_SELECT", edits=edits)
     assert (found.result["metric"]["name"], found.result["budget_s"]) == ("log_loss", 30.0)
     assert not found.result["metric"]["higher_better"]
-    assert set(_tried(found.result)) == {*THREE, "hgb", "hgb-slow"}
+    assert set(_tried(found.result)) == {*THREE, "hgb", "hgb-columns"}
     assert {action.field for action in found.actions if action.kind in ("CHOOSE", "EDIT")} == set(edits)
     assert {action.kind for action in found.actions} >= {"CONFIRM", "BACK", "ABORT"}
 
@@ -106,6 +106,15 @@ def test_the_schedule_follows_from_the_budget_and_always_holds_three(tmp_path: P
         counts.append(len(tried) * result["folds"])
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
+
+
+@pytest.mark.parametrize("budget_s", [1.0, 6.0])
+@pytest.mark.parametrize("rows", [22, 258])
+def test_a_small_table_gets_every_fold_in_any_budget(rows: int, budget_s: float) -> None:
+    shape = costs.Shape(rows, numbers=5, categories=2, texts=0, dates=0, wide=40, outputs=3)
+    made = scheduling.schedule(model_select._candidates("multiclass", shape), shape, 5, budget_s)
+    assert (made.folds, made.rows, made.too_small) == (5, rows, False)
+    assert made.tried == ("dummy", "linear", "hgb")
 
 
 def test_a_budget_too_small_is_said_and_means_fewer_rows(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from stages.choosing import Blender, Judged, choose
 from stages.contract import CONTRACT, RESULT, Failed, Progress, Room, cpu_seconds
 from stages.folding import read
 from stages.remembering import KEPT, key_of, recalled, remember
-from stages.search import FAILED, OK, SKIPPED, Search, Trial
+from stages.search import BEHIND, FAILED, OK, SKIPPED, Search, Trial
 from tests.tables_at_hand import REPO, leave, run_stage
 from tests.trained import FOLDS, numbers, prepared, selected, trained
 
@@ -54,7 +54,7 @@ def _search(folder: Path, seconds: float = 60.0, task: str = "binary") -> Search
 def _candidate(name: str, **params: Any) -> dict[str, Any]:
     entry = portfolio.ENTRIES[name]
     fitting = portfolio.fitting(entry, "binary", 180, 4)
-    return {"id": name, "family": entry.family, "kind": entry.kind, "params": fitting | params}
+    return {"id": name, "family": entry.family, "kind": entry.kind, "params": fitting | params, "folds": FOLDS}
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_several_classes_one_of_them_rare_and_not_in_every_fold(tmp_path: Path) 
 
 
 def test_what_was_said_of_unseen_rows_gives_the_score_of_the_leaderboard(tmp_path: Path) -> None:
-    result = trained(_laid(tmp_path)).result
+    result = trained(_laid(tmp_path), edits={"model": "hgb"}).result
     unseen = pd.read_parquet(tmp_path / "train" / "oof.parquet")
     split = pd.read_parquet(tmp_path / "preprocess" / "split.parquet")
     assert unseen["row"].tolist() == split["row"][split["part"] == "train"].tolist()
@@ -161,6 +161,34 @@ def test_folds_by_time_are_judged_by_models_of_earlier_ones(tmp_path: Path) -> N
     parts = rows.parts(5)
     assert [fold for fold, _, _ in parts] == [1, 2]
     assert all(rows.fold[learned].max() < fold for fold, learned, _ in parts)
+
+
+# ---- what is tried ----
+
+
+def test_one_that_is_far_behind_on_some_folds_is_not_tried_on_the_rest_and_ends_the_trying(tmp_path: Path) -> None:
+    search = _search(tmp_path)
+    bad = {**_candidate("hgb-columns", learning_rate=1e-9), "folds": 1}
+    later = {**_candidate("hgb-shallow"), "folds": 1}
+    found = search.run([_candidate("dummy"), _candidate("linear"), bad, later])
+    assert [(trial.status, len(trial.scores)) for trial in found] == [(OK, 3), (OK, 3), (BEHIND, 1), (BEHIND, 0)]
+
+
+def test_one_that_is_about_as_good_on_some_folds_is_tried_on_all(tmp_path: Path) -> None:
+    search = _search(tmp_path)
+    near = {**_candidate("hgb-shallow"), "folds": 1}
+    found = search.run([_candidate("dummy"), _candidate("linear"), _candidate("hgb-quick"), near])
+    assert [len(trial.scores) for trial in found] == [FOLDS] * 4
+    assert found[-1].status == OK
+
+
+def test_boosting_ends_when_it_gains_no_more_and_the_last_fit_takes_as_many_rounds(tmp_path: Path) -> None:
+    search = _search(tmp_path)
+    search.run([_candidate("dummy"), _candidate("linear"), _candidate("hgb", max_iter=5_000)])
+    rounds = search.trials[-1].rounds
+    assert len(rounds) == FOLDS and 0 < max(rounds) < 500
+    model = train._fitted(search, Judged("hgb", (0.9,), {"hgb": 1.0}), search.plan, 0)
+    assert model[-1].n_iter_ == round(np.mean(rounds))
 
 
 # ---- what is chosen ----
@@ -285,11 +313,11 @@ def test_nonsense_is_refused_by_name(tmp_path: Path, edits: dict[str, Any]) -> N
 def test_a_candidate_that_crashes_counts_as_guessing_and_the_others_go_on(tmp_path: Path) -> None:
     _laid(tmp_path)
     result = json.loads((tmp_path / "model-select" / RESULT).read_text())["result"]
-    broken = {**_candidate("hgb-slow", max_iter=-1), "why": "", "selected": True, "est_cpu_s": 1, "est_mb": 1}
-    kept = [each for each in result["candidates"] if each["id"] != "hgb-slow"]
+    broken = {**_candidate("hgb-columns", max_iter=-1), "why": "", "selected": True, "est_cpu_s": 1, "est_mb": 1}
+    kept = [each for each in result["candidates"] if each["id"] != "hgb-columns"]
     leave(tmp_path, "MODEL_SELECT", {**result, "candidates": [*kept, broken]})
     found = trained(tmp_path)
-    line = next(line for line in found.result["leaderboard"] if line["id"] == "hgb-slow")
+    line = next(line for line in found.result["leaderboard"] if line["id"] == "hgb-columns")
     assert (line["status"], line["cv_mean"]) == (FAILED, found.result["baseline_score"])
     assert "CANDIDATE_FAILED" in [issue.code for issue in found.warnings]
     assert "/" not in line["error"]
@@ -333,27 +361,48 @@ def test_a_target_without_values_is_named(tmp_path: Path) -> None:
 # ---- the budget ----
 
 
-class Clock:
-    """A clock that a test turns on."""
+class Ticking:
+    """A clock on which everything takes `step` seconds, however long it takes."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
 
     def __call__(self) -> float:
+        self.now += self.step
         return self.now
 
 
-def test_a_step_begins_only_if_it_and_what_comes_after_fit() -> None:
-    clock = Clock()
-    budget = Budget(10, clock)
-    clock.now = 5
-    assert budget.allows(3, 2)
-    assert not budget.allows(3.1, 2)
-    budget.learn(forecast=1, measured=1.2)
-    assert budget.slower == 1.0, "a forecast that is about right changes nothing, so that runs agree"
-    budget.learn(forecast=1, measured=4)
-    assert budget.slower == pytest.approx(2.6)
-    assert not budget.allows(2, 1)
+def _on_a_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, step: float) -> tuple[dict[str, Any], list[str]]:
+    monkeypatch.setattr(train, "Budget", lambda seconds: Budget(seconds, Ticking(step)))
+    (folder / "train" / KEPT).unlink(missing_ok=True)
+    found = trained(folder)
+    return found.result, [issue.code for issue in found.warnings]
+
+
+def test_no_clock_decides_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(tmp_path, numbers(), "label", "binary", drop=("amount",))
+    selected(tmp_path, edits={"budget_s": 40})
+    usual, slow, quick, hopeless = (_on_a_machine(tmp_path, monkeypatch, step) for step in (0.15, 0.45, 0.05, 2.0))
+    assert len(usual[0]["leaderboard"]) > 5, "there is something to leave out"
+    assert slow[0]["budget_used_s"] > 25, "the slow machine is slow enough to tempt"
+    for found, codes in (slow, quick):
+        assert _board(found) == _board(usual[0])
+        assert found["chosen"] == usual[0]["chosen"]
+        assert "BUDGET_REACHED" not in codes
+    assert "BUDGET_REACHED" in hopeless[1], "where the clock has to decide, it is said"
+    assert {line["id"] for line in hopeless[0]["leaderboard"] if line["status"] == OK} >= {"dummy", "linear", "hgb"}
+
+
+def test_a_blend_that_only_the_clock_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = _search(tmp_path)
+    search.run([_candidate("dummy"), _candidate("linear"), _candidate("hgb-quick")])
+    mixed = Judged("blend", (0.9, 0.9, 0.9), {"linear": 0.5, "hgb-quick": 0.5})
+    monkeypatch.setattr(Blender, "blend", lambda _self: mixed)
+    assert train._blend(search, search.plan) == (mixed, ())
+    search.budget.resume(63.0)
+    assert train._blend(search, search.plan) == (None, ("blend",))
+    search.budget.seconds = 5.0
+    assert train._blend(search, search.plan) == (None, ()), "the forecast has left it out, so it is so everywhere"
 
 
 def test_a_step_that_takes_too_long_is_ended_by_processor_time() -> None:
@@ -378,10 +427,10 @@ def test_a_candidate_far_dearer_than_forecast_is_stopped_and_the_budget_holds(
     monkeypatch.setattr(costs, "fitting", lambda *_: 0.05)
     monkeypatch.setattr(costs, "CLOSE_S", 0.2)
     search = _search(tmp_path, seconds=6.0)
-    endless = _candidate("hgb-deep", max_iter=200_000)
+    endless = _candidate("hgb-deep", max_iter=200_000, learning_rate=1e-6)
     found = search.run([_candidate("dummy"), _candidate("linear"), _candidate("hgb-quick"), endless])
     assert [trial.status for trial in found] == [OK, OK, OK, SKIPPED]
-    assert "stopped" in found[-1].error
+    assert "ended" in found[-1].error
     assert search.budget.used <= 6.0 * 1.1
 
 
@@ -389,7 +438,7 @@ def test_the_machine_being_slow_is_said(tmp_path: Path) -> None:
     search = _search(tmp_path, seconds=0.01)
     search.run([_candidate("dummy"), _candidate("linear"), _candidate("hgb-quick"), _candidate("hgb")])
     choice = choose([_judged("linear", 0.9, 0.9)], search.metric)
-    issues = list(train._issues(search, choice, {}, {"too_small": False}, search.plan))
+    issues = list(train._issues(search, choice, {}, {"too_small": False}, search.plan, ()))
     assert [issue.code for issue in issues] == ["BUDGET_REACHED"]
     assert "hgb" in issues[0].message
 
@@ -449,7 +498,13 @@ def test_the_program_tells_each_fold_and_keeps_its_budget(tmp_path: Path) -> Non
 def test_a_cancelled_program_leaves_at_once_and_says_so(tmp_path: Path) -> None:
     _laid(tmp_path)
     result = json.loads((tmp_path / "model-select" / RESULT).read_text())["result"]
-    endless = {**_candidate("hgb", max_iter=500_000), "why": "", "selected": True, "est_cpu_s": 1, "est_mb": 1}
+    endless = {
+        **_candidate("hgb", max_iter=500_000, learning_rate=1e-6),
+        "why": "",
+        "selected": True,
+        "est_cpu_s": 1,
+        "est_mb": 1,
+    }
     leave(tmp_path, "MODEL_SELECT", {**result, "candidates": [*result["candidates"][:2], endless]})
     (tmp_path / "envelope.json").write_text(json.dumps({"contract": CONTRACT, "stage": "TRAIN"}))
     variables = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}

@@ -15,7 +15,7 @@ TEST_PICTURES = ("plot-confusion", "plot-roc", "plot-calibration", "plot-residua
 OTHER_PICTURES = 6  # of a team's own stage program, under other names
 
 _SELECT, _TRAIN, _REVIEW = Stage.STAGE_MODEL_SELECT, Stage.STAGE_TRAIN, Stage.STAGE_REVIEW_EDIT
-_STATUS = {"OK": "", "SKIPPED_BUDGET": "not tried: no budget left"}
+_STATUS = {"OK": "", "SKIPPED_BUDGET": "not tried: no budget left", "BEHIND": ""}
 
 
 # ---- models tried ----
