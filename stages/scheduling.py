@@ -17,7 +17,7 @@ Candidate: TypeAlias = dict[str, Any]
 
 FILLED = 0.85  # of the budget that a schedule plans with; the rest is for forecasts that are too low
 FLOOR_FILLED = 0.6  # of the budget that what is always tried may take, before folds are left out
-SMALL_S = 3.0  # of work beside start and end that is done in any budget: leaving it out would save nothing
+SMALL_S = 4.0  # of work beside start and end that is done in any budget: leaving it out would save nothing
 FEW_FOLDS = (3, 2)  # tried when all are too dear
 MANY_ROWS, ENOUGH = 5_000, 3  # from so many rows to learn from so many folds tell models apart
 LEAST_ROWS = 1_000  # learned from, however small the budget

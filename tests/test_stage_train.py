@@ -168,7 +168,7 @@ def test_folds_by_time_are_judged_by_models_of_earlier_ones(tmp_path: Path) -> N
 
 def test_one_that_is_far_behind_on_some_folds_is_not_tried_on_the_rest_and_ends_the_trying(tmp_path: Path) -> None:
     search = _search(tmp_path)
-    bad = {**_candidate("hgb-columns", learning_rate=1e-9), "folds": 1}
+    bad = {**_candidate("hgb-columns", min_samples_leaf=10_000), "folds": 1}
     later = {**_candidate("hgb-shallow"), "folds": 1}
     found = search.run([_candidate("dummy"), _candidate("linear"), bad, later])
     assert [(trial.status, len(trial.scores)) for trial in found] == [(OK, 3), (OK, 3), (BEHIND, 1), (BEHIND, 0)]
