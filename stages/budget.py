@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from stages.contract import cpu_seconds
 
+AGAIN_S = 0.25  # until an end that was swallowed is asked for again
 HARD = 1.05  # times the budget at which work is ended; what compiled code does meanwhile comes on top
 
 
@@ -52,6 +53,7 @@ class Budget:
         """Ends what is inside with Late when it leaves less than `reserve` seconds.
 
         Works between two instructions of Python: a single long call into C is ended when it returns (setitimer(2)).
+        Python drops what is raised while it clears away an object, so the end is asked for until it is heard.
         """
         left = HARD * self.seconds - self.used - reserve
         if left <= 0:
@@ -64,7 +66,7 @@ class Budget:
             raise Late
 
         before = signal.signal(signal.SIGPROF, late)
-        signal.setitimer(signal.ITIMER_PROF, left)
+        signal.setitimer(signal.ITIMER_PROF, left, AGAIN_S)
         try:
             yield
         except Exception as error:  # what compiled code has made of Late, which it may have met in the middle

@@ -414,6 +414,25 @@ def test_a_step_that_takes_too_long_is_ended_by_processor_time() -> None:
     assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
 
 
+class _Clearing:
+    """What is raised while this is cleared away is dropped by Python."""
+
+    def __del__(self) -> None:
+        until = cpu_seconds() + 0.3
+        while cpu_seconds() < until:
+            sum(range(100))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_end_that_python_drops_is_asked_for_again() -> None:
+    before = cpu_seconds()
+    with pytest.raises(Late), Budget(0.2, since=before).ending(reserve=0.1):
+        _Clearing()
+        while cpu_seconds() - before < 5:
+            sum(range(1000))
+    assert cpu_seconds() - before < 4
+
+
 def test_what_does_not_fit_is_skipped_and_three_are_tried_whatever_the_budget(tmp_path: Path) -> None:
     search = _search(tmp_path, seconds=0.01)
     names = ("dummy", "linear", "hgb-quick", "hgb", "hgb-deep")
