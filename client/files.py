@@ -17,12 +17,13 @@ REPORT = "report.md"
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a path: what comes from a server names nothing outside
 
 
-def save(client: ConductorClient, run: project_pb2.Run, folder: Path) -> Iterator[Path]:
-    """Saves the report of a run as `report.md` and each file that is not stale as `TASK/NAME`; yields each path.
+def save(client: ConductorClient, project: project_pb2.ProjectState, folder: Path) -> Iterator[Path]:
+    """Saves the report of a project's run as `report.md` and each file that is not stale as `TASK/NAME`; yields each path.
 
     A file is there under its name only when it is whole. Raises ConductorError, with DATA_LOSS for a file that is not
     what the run lists; OSError when it cannot be written.
     """
+    run = project.run
     folder.mkdir(parents=True, exist_ok=True)
     if run.report_path:
         path = folder / REPORT
@@ -35,7 +36,7 @@ def save(client: ConductorClient, run: project_pb2.Run, folder: Path) -> Iterato
             raise _lost(artifact, "has a name that no file may have")
         path = folder / artifact.task_id / artifact.name
         path.parent.mkdir(exist_ok=True)
-        _write(path, client.artifact(artifact.task_id, artifact.name), artifact)
+        _write(path, client.artifact(artifact.task_id, artifact.name, project.project_id), artifact)
         yield path
 
 

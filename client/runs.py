@@ -71,15 +71,15 @@ def files(
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
-    """List the files of a project's run, as the command artifact takes them; with --to, save those not stale."""
+    """List the files of a project's run, as `artifact --project` takes them; with --to, save those not stale."""
     with session(target, as_json) as (client, output):
-        run = client.state(project).run
+        state = client.state(project)
         if to is None:
-            for artifact in run.artifacts:
+            for artifact in state.run.artifacts:
                 output.message(artifact, [file_line(artifact)])
             return
         try:
-            for path in save(client, run, to):
+            for path in save(client, state, to):
                 output.fields({"path": str(path)}, [plain(str(path))])
         except OSError as error:
             output.note(f"{plain(str(error.filename or to))}: {error.strerror}. Save to another folder.")

@@ -39,6 +39,7 @@ class Scripted(conductor_pb2_grpc.ConductorServicer):
         return httpbody_pb2.HttpBody(data=f"# {request.task_id}".encode())
 
     def GetArtifact(self, request: Any, _: grpc.ServicerContext) -> Iterator[httpbody_pb2.HttpBody]:
+        assert request.project_id == "p1"
         yield httpbody_pb2.HttpBody(data=request.task_id.encode())
         yield httpbody_pb2.HttpBody(data=request.name.encode())
 
