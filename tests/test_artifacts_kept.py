@@ -35,13 +35,14 @@ def test_old_files_go_and_young_ones_and_reports_stay(root: Path) -> None:
     kept = Artifacts(folder, DAY_S)
     for task_id in ("old", "young", "mixed"):
         store(kept, task_id)
+    store(kept, "mixed", "second.csv")
     folder.publish("old.md", b"# Report\n")
     age(root / "old", 2 * DAY_S)
-    age(root / "mixed", 2 * DAY_S)
+    os.utime(root / "mixed" / "model.joblib", (time.time() - 2 * DAY_S,) * 2)
     os.utime(root / "old.md", (time.time() - 2 * DAY_S,) * 2)
-    store(kept, "mixed", "second.csv")  # written when the first was due: only what is old goes
+    store(kept, "young", "second.csv")
     assert sorted(path.name for path in root.iterdir() if path.name != PARTS) == ["mixed", "old.md", "young"]
-    assert [path.name for path in (root / "mixed").iterdir()] == ["second.csv"]
+    assert sorted(path.name for path in (root / "mixed").iterdir()) == ["model.joblib", "second.csv"]  # its last counts
 
 
 def test_without_a_time_everything_stays(root: Path) -> None:

@@ -127,6 +127,8 @@ class Folder:
     def _remove_folder(self, name: str, seconds: float) -> bool:
         try:
             with self.inner(name) as inner:
+                if inner._written_since(time.time() - seconds):
+                    return False
                 inner.remove_older(seconds)
             os.rmdir(name, dir_fd=self._fd)
         except (OSError, NotAReport, ValueError):  # it is in use, or nothing of ours
@@ -137,6 +139,11 @@ class Folder:
         """Removes a folder in this one, unless something is in it."""
         with contextlib.suppress(OSError):
             os.rmdir(name, dir_fd=self._fd)
+
+    def _written_since(self, moment: float) -> bool:
+        """Tells whether a file here was written to since a time (seconds since the epoch)."""
+        with os.scandir(self._fd) as entries:
+            return any(entry.stat(follow_symlinks=False).st_mtime >= moment for entry in entries)
 
     def sync(self) -> None:
         """Makes the names in the folder durable."""
