@@ -134,16 +134,17 @@ async def test_the_same_request_gets_the_same_task_and_another_body_is_refused(c
     assert await head(conductor) == before and len((await ids(conductor))[0]) == 1
 
 
-@pytest.mark.parametrize("given", ["field", "header", "both", "none"])
+@pytest.mark.parametrize("given", ["field", "header", "both", "none", "odd", "long"])
 async def test_the_correlation_id_is_the_requests_then_the_headers_then_a_new_one(
     conductor: Running, workers: Workers, given: str
 ) -> None:
     fields = {"correlation_id": "corr-f"} if given in ("field", "both") else {}
-    header = (("x-correlation-id", "corr-h"),) if given in ("header", "both") else ()
+    headers = {"header": "corr-h", "both": "corr-h", "odd": "a b'; --", "long": "x" * 129}  # ids have a pattern
+    header = (("x-correlation-id", headers[given]),) if given in headers else ()
     request = conductor_pb2.ExecuteRequest(objective="x", output_mode=MARKDOWN, wait=SECONDS_10, **fields)
     answer = await conductor.stub.Execute(request, metadata=header)
     expected = {"field": "corr-f", "both": "corr-f", "header": "corr-h"}.get(given, answer.correlation_id)
-    assert answer.correlation_id == expected != ""
+    assert answer.correlation_id == expected not in ("", headers["odd"], headers["long"])
     assert {event.correlation_id for event in await conductor.events(answer.task_id)} == {expected}
     assert workers.seen[0].correlation_id == workers.seen[-1].provenance.correlation_id == expected
 
