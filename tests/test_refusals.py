@@ -284,7 +284,11 @@ async def test_a_page_token_of_another_list_is_refused(conductor: Running) -> No
     await invalid(conductor, "ListProjects", conductor_pb2.ListProjectsRequest(page_token=token), "page_token")
 
 
-@pytest.mark.parametrize("position", [[10**30, "x"], [-(10**30), "x"], [1, "\ud800"]], ids=["huge", "low", "surrogate"])
+@pytest.mark.parametrize(
+    "position",
+    [[10**30, "x"], [-(10**30), "x"], [1, "\ud800"], [1.5, "x"], [True, "x"]],
+    ids=["huge", "low", "surrogate", "fraction", "truth"],
+)
 async def test_a_forged_page_token_is_a_callers_mistake(conductor: Running, position: list[Any]) -> None:
     name = json.loads(base64.urlsafe_b64decode(await token_of(conductor)))[0]
     token = base64.urlsafe_b64encode(json.dumps([name, *position]).encode()).decode()

@@ -99,6 +99,7 @@ def _read_token(token: str, listing: Listing) -> tuple[int, str]:
         list_id, created_at, row_id = json.loads(base64.urlsafe_b64decode(token.encode()))
         valid = (
             list_id == _list_id(listing)
+            and type(created_at) is int
             and 0 <= created_at < MAX_INT
             and 0 < len(row_id.encode()) < MAX_TOKEN
             and "\0" not in row_id
