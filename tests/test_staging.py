@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from services.conductor.protocol import CallWorker, Place
 from services.conductor.router import GrpcRouter
 from services.conductor.staging import Stages
 from tests.conftest import until
+from tests.hostile import needs_root
 from tests.runs_at_hand import Places, at_work, tiny
 from tests.terminals import open_folder
 
@@ -190,6 +192,33 @@ async def test_leaving_a_call_kills_its_program(desk: Desk) -> None:
     await until(lambda: not at_work())
     found = await desk.do(desk.stage({"PARSE_INTENT": ""}), again=True)  # its folder is free again
     assert not found.HasField("error")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    with open_folder() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0711", "none", folder]
+        if subprocess.run(mount, capture_output=True).returncode != 0:
+            pytest.skip("cannot mount a small disk here")
+        yield folder
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@needs_root
+async def test_a_full_disk_is_a_typed_failure_and_no_obstacle_to_the_next_attempt(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    places = await Places(tmp_path, small_disk).start()
+    desk = Desk(places)
+    first = await desk.do(desk.stage())
+    greedy, modest = [desk.stage(number=2, artifacts=first.stage.artifacts) for _ in range(2)]
+    greedy.program.argv[-1] = "open('big', 'wb').write(bytes(8 << 20))"
+    found = await desk.do(greedy, task_id="greedy")
+    assert found.error.metadata["code"] == "STAGE_CRASHED"
+    assert b"No space left" in await read(desk, found.stage.artifacts[0])
+    assert not (await desk.do(modest, task_id="modest")).HasField("error")
+    await desk.router.close()
+    await places.stop()
 
 
 HEAD = (

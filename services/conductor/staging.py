@@ -73,7 +73,7 @@ class Stages:
         try:
             await self._bring(room, stage)
         except grpc.aio.AioRpcError as full:
-            if not _says(full, Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED):
+            if not _is_full(full):
                 raise
             await room.clear()  # an attempt before has filled it; what counts is kept elsewhere
             await self._bring(room, stage)
@@ -302,6 +302,15 @@ def _command(stage: event_pb2.StageCall) -> terminal_pb2.Command:
 async def _once(data: bytes) -> Bytes:
     for begin in range(0, len(data), PIECE_BYTES):
         yield data[begin : begin + PIECE_BYTES]
+
+
+def _is_full(error: grpc.aio.AioRpcError) -> bool:
+    """Tells whether a file found no room: in the run's folder, or on the Terminal's disk."""
+    cause = from_rpc_error(error)
+    return cause is not None and (
+        cause.reason == Reason.ERROR_REASON_COMMAND_LIMIT_EXCEEDED
+        or cause.metadata.get("errno") in ("ENOSPC", "EDQUOT")
+    )
 
 
 def _says(error: grpc.aio.AioRpcError, reason: "error_pb2.ErrorReason.ValueType") -> bool:
