@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
-from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2
+from conductor.v1 import conductor_pb2, conductor_pb2_grpc, event_pb2, project_pb2, task_pb2
 from google.api import httpbody_pb2
 from google.protobuf import json_format
 from typer.testing import CliRunner
 
+from client.api import ConductorClient
 from client.cli import app
 from client.show import choice_line, event_line
 
@@ -40,6 +41,7 @@ class Scripted(conductor_pb2_grpc.ConductorServicer):
 
     def GetArtifact(self, request: Any, _: grpc.ServicerContext) -> Iterator[httpbody_pb2.HttpBody]:
         assert request.project_id == "p1"
+        self.requests.append(request)
         yield httpbody_pb2.HttpBody(data=request.task_id.encode())
         yield httpbody_pb2.HttpBody(data=request.name.encode())
 
@@ -148,6 +150,21 @@ def test_upload_sends_the_whole_file_with_its_checksum(
     sha256 = hashlib.sha256(content).hexdigest()
     assert (first.project_id, first.name, first.sha256) == ("p1", "penguins.csv", sha256)
     assert json.loads(done.output)["sha256"] == sha256
+
+
+def test_a_file_of_a_run_is_asked_for_by_its_project(script: Scripted, target: str) -> None:
+    done = conductor(target, "artifact", "r-1-train-1", "a.csv", "--project", "p1")
+    assert (done.exit_code, done.output) == (0, "r-1-train-1a.csv")
+    [asked] = script.requests
+    assert (asked.task_id, asked.name, asked.project_id) == ("r-1-train-1", "a.csv", "p1")
+
+
+def test_an_upload_of_the_library_says_on_whose_behalf(script: Scripted, target: str, tmp_path: Path) -> None:
+    file = tmp_path / "penguins.csv"
+    file.write_bytes(b"x")
+    with ConductorClient(target) as client:
+        client.upload("p1", file, scope=task_pb2.Scope(user_id="ada"), correlation_id="c-7")
+    assert (script.requests[0].scope.user_id, script.requests[0].correlation_id) == ("ada", "c-7")
 
 
 def test_a_file_that_is_not_there_is_a_wrong_command_line(script: Scripted, target: str, tmp_path: Path) -> None:
