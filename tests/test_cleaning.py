@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conductor.v1 import conductor_pb2, project_pb2
+from conductor.v1 import conductor_pb2, event_pb2, project_pb2
 
 from services.common.errors import Reason, Refusal
 from services.conductor import staging
@@ -162,6 +162,23 @@ async def test_an_upload_that_no_project_took_goes_unless_it_may_be_listed(
     outcome = await outcome_of(upload(running, b"a,b\n1,2\n"))
     assert outcome == ("STORE_UNAVAILABLE" if unsure else "WRITE_CONFLICT")
     assert bool(set((places.folder / "reports").iterdir()) - before) == unsure
+
+
+async def test_one_folder_that_cannot_be_removed_is_no_obstacle_to_others(running: Running) -> None:
+    removed: list[str] = []
+
+    async def clear(run_id: str, _: str) -> None:
+        if run_id == "stuck":
+            raise Refusal(Reason.ERROR_REASON_WORKER_FAILED, "The Terminal failed.")
+        removed.append(run_id)
+
+    one = Cleaning(running.store, clear, running.router.keep_for)
+    names = ("stuck", "a", "b")
+    events = [event_pb2.Event(type="RUN_ENDED", project_id="q", run_ended={"run_id": name}) for name in names]
+    one.saw(events)
+    await one.look()
+    await one.look()
+    assert removed == ["a", "b"] and list(one._runs) == ["stuck"]
 
 
 async def test_a_store_that_is_away_stops_no_cleaning(

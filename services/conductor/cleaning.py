@@ -19,7 +19,8 @@ from services.conductor.upload import PIECE_S, Send
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 2.0  # pause between two looks at what is due
+AGAIN_S = 2.0  # pause between two looks at what is due; doubles while there is something that cannot be removed …
+MAX_AGAIN_S = 60.0  # … up to this
 RECENT = 5000  # events of the log that are looked through at the start
 PAGE = 500
 MAX_DUE = 10_000  # runs and projects; the oldest are forgotten beyond
@@ -74,7 +75,7 @@ class Cleaning:
         self._due.set()
 
     async def _go_on(self) -> None:
-        recalled = False
+        recalled, pause = False, self._seconds
         while True:
             try:
                 if not recalled:
@@ -85,7 +86,8 @@ class Cleaning:
                 log.warning("what is superfluous is not removed now: %s", error.cause)
             except Exception:  # whatever it is, the next look must come
                 log.exception("what is superfluous is not removed now")
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_AGAIN_S) if self._due.is_set() else self._seconds
             if recalled:
                 await self._due.wait()
 
@@ -116,8 +118,9 @@ class Cleaning:
             except Refusal as refusal:
                 if isinstance(refusal, StoreUnavailable):
                     raise
-                if refusal.error.reason != Reason.ERROR_REASON_OVER_CAPACITY:  # it would be the same with the others
+                if refusal.error.reason != Reason.ERROR_REASON_OVER_CAPACITY:  # it may be the same with the others
                     log.warning("%s, and what else is due, is cleaned up later: %s", name, refusal)
+                    due[name] = due.pop(name)  # behind them, if it is not
                     return
             else:
                 if due.get(name) is event:
