@@ -30,6 +30,10 @@ from services.conductor.views import Views
 from tests import properties
 from tests.fakes import Workers
 
+# Before NumPy is loaded: several threads learn no faster from small tables, and spin while they wait for each other.
+# Stages have one too, unless given more.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Held for the whole session: when the last channel or server of a process is collected, grpc.aio joins its poller
 # thread, and the join never ends if a call of an ended event loop is still open (seen with grpcio 1.85).
 grpc.aio.init_grpc_aio()

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from conductor.v1 import event_pb2, project_pb2, terminal_pb2
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from services.conductor import stage_result
 from stages import bundling, export, judging, parse_intent, profile_data, review_edit
@@ -28,13 +27,11 @@ FROM_HERE = re.compile(r"Traceback|File \"|\.py\b.*line|(?<![\w.])/(tmp|work|usr
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out pictures and most resamples, which cost more than all the rest."""
     monkeypatch.setattr(profile_data, "_pictures", lambda *_: iter(()))
     monkeypatch.setattr(review_edit, "_draw", lambda *_: [Artifact("opened.json", "application/json", "")])
     monkeypatch.setattr(judging, "RESAMPLES", 100)
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture

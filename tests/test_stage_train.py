@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
-from threadpoolctl import threadpool_limits
 
 from stages import costs, portfolio, preparing, scheduling, scoring, train
 from stages.budget import Budget, Late
@@ -61,12 +59,6 @@ def _candidate(name: str, **params: Any) -> dict[str, Any]:
 def _young_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage has a process of its own; that of the tests has used processor time before."""
     monkeypatch.setattr(train, "Budget", lambda seconds: Budget(seconds, since=cpu_seconds()))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 # ---- what is left ----
