@@ -38,10 +38,13 @@ _SPECIAL = tuple(
 # What even a host that is allowed by name must not turn out to be: other hosts' metadata, groups, no address at all.
 _NEVER = tuple(
     ipaddress.ip_network(text)
-    for text in ("0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4", "::/128", "fe80::/10", "ff00::/8")
+    for text in (
+        *("0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4", "::/128", "fe80::/10", "ff00::/8"),
+        *("2002:a9fe::/32", "::a9fe:0/112"),  # other ways to write 169.254.0.0/16 (RFC 3056, RFC 4291)
+    )
 )
-# Reached at link-local or unique-local addresses of clouds (AWS fd00:ec2::254, Alibaba 100.100.100.200).
-_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
+# Reached at addresses of clouds that are not link-local (AWS, Alibaba, Azure, Oracle).
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")))
 
 
 class Refused(Unreadable):
