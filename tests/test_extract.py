@@ -557,6 +557,16 @@ def test_encodings_of_pages(parsers: Parsers, page: bytes, words: str) -> None:
     assert one(parsers, "a.html", page).text == words
 
 
+def test_navigation_is_no_text_of_a_page_that_has_more(parsers: Parsers) -> None:
+    leading = (
+        "<nav><a>Home</a> EVIL</nav><div role=navigation>Sidebar EVIL</div>"
+        "<table summary='Navigation footer'><tr><td>Prev EVIL<td>Next</table>"
+    )
+    page = f"{leading}<table summary='Pumps'><tr><td>P1<td>5 bar</table><p>The pump runs.</p>"
+    assert one(parsers, "a.html", page.encode()).text == "P1 | 5 bar\n\nThe pump runs."
+    assert "Prev EVIL | Next" in one(parsers, "b.html", leading.encode()).text
+
+
 def test_which_names_are_read() -> None:
     assert kind("a.tar.gz") == "tar" and kind("a.md.gz") == "packed" and kind("A.PDF") == "pdf"
     assert supported("docs/README") and supported("x.JSON") and not supported("a.png") and not supported("noend")

@@ -29,6 +29,8 @@ _AFTER = dict.fromkeys(_BLOCKS.split(), "\n\n") | _LINES
 _BEFORE = _AFTER | {"br": "\n", "td": " | ", "th": " | "}
 PRESCAN_BYTES = 1024  # where a page must name its encoding
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.I)
+# Leads elsewhere and says nothing: landmarks (HTML 4.3.4, ARIA), and the lines of links that DocBook makes.
+NAVIGATION = 'nav, [role="navigation"], table[summary^="Navigation "]'
 _SPACE = re.compile(r"\s+")
 _CSS_COMMENT = re.compile(r"/\*.*?\*/", re.S)
 # Rules for other media, such as print, say nothing about what a reader sees.
@@ -90,10 +92,15 @@ def read(data: bytes, bounds: Bounds) -> Items:
 
 
 def part(markup: str) -> Part:
-    """Returns the visible text, the title and the headings of a page."""
+    """Returns the visible text, the title and the headings of a page, without its navigation if it has more."""
     tree = LexborHTMLParser(markup)
-    page = _Page({*_hidden_by_attribute(tree), *_hidden_by_style(tree)})
+    hidden = {*_hidden_by_attribute(tree), *_hidden_by_style(tree)}
+    leading = {node.mem_id for node in tree.css(NAVIGATION)}
+    page = _Page(hidden | leading)
     _visit(tree.root, page)
+    if leading and not page.parts:  # it is nothing else, or says so of all of it
+        page = _Page(hidden)
+        _visit(tree.root, page)
     title = tree.css_first("title")
     text = _SPACE.sub(" ", (title.text() if title else "") or "").strip()
     return Part("", "".join(page.parts), text[:MAX_TITLE], tuple(page.headings))

@@ -18,7 +18,7 @@ from services.researcher.index.lexical import places
 from services.researcher.index.origin import Stamp
 from services.researcher.index.words import above_text
 
-FORMAT: Final = 6  # raise it when the files of an index change, or what is made of documents: all are built anew
+FORMAT: Final = 7  # raise it when the files of an index change, or what is made of documents: all are built anew
 PAGE_BYTES = 16_384  # a passage fits into a page
 WRITER_CACHE_KIB = 16 * 1024  # pages that a batch fills are written once, not again and again
 _LAST: Final = b"\xff" * 256  # behind every key: a file's name has at most 255 bytes
