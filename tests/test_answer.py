@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from conductor.v1 import researcher_pb2
 
-from services.researcher.answer import Asked, Quote, asked, direct, quotes
+from services.researcher.answer import Asked, Quote, asked, direct, group, quotes
 from services.researcher.contradictions import contradictions
 from services.researcher.documents import Document, Kind, Original, Passage, SourceKind
 from services.researcher.index.lexical import Damaged
@@ -152,6 +152,22 @@ def test_what_cannot_both_hold_is_told_and_what_speaks_of_other_things_is_not(
     found = contradictions([one, other], ANALYZER)
     assert len(found) == bool(detail)
     assert not found or detail in found[0].detail
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "findings"),
+    [
+        ("The default body limit of the gateway is 1 MB.", "The default body limit of the gateway is 10 MB.", 2),
+        ("The port of the gateway is 80 by default.", "The port of the gateway is 81 by default.", 2),
+        ("The pool of workers has 4 threads and 8 queues.", "The pool of workers has 4 threads and 9 queues.", 2),
+        ("The queue of the pump is kept on disk there.", "The queue of the pump is not kept on disk there.", 2),
+        ("The queue of the pump is kept on disk there.", "There the queue of the pump is kept on a disk.", 1),
+        ("The queue of 2 pumps is kept on disk there.", "The queue of two pumps is kept on disk there.", 1),
+    ],
+)
+def test_quotes_that_contradict_each_other_are_no_citations_of_one_finding(one: str, other: str, findings: int) -> None:
+    both = [quoted(f"docs/{number}.md", text, *text.split()) for number, text in enumerate((one, other))]
+    assert len(group(both, 8, ANALYZER)) == findings
 
 
 # A whole research over passages at hand

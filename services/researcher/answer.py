@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.researcher.closeness import weights_of
+from services.researcher.contradictions import contradictions
 from services.researcher.documents import Document, Heading, Passage, below
 from services.researcher.protocol import Candidate, Term
-from services.researcher.quantities import measures
+from services.researcher.quantities import measures, quantities
 from services.researcher.terms import Analyzer
 from services.researcher.units import MAX_WORDS, Unit, units_of
 from services.researcher.watch import Watch
@@ -81,11 +82,14 @@ def quotes(hits: Sequence[Candidate], what: Asked, analyzer: Analyzer, watch: Wa
     return sorted((quote for quote in found if quote.coverage >= NEAR_BEST * most), key=lambda each: -each.score)
 
 
-def group(ranked: Sequence[Quote], limit: int) -> list[list[Quote]]:
-    """Puts quotes that say nearly the same together, best first; other documents become further citations."""
+def group(ranked: Sequence[Quote], limit: int, analyzer: Analyzer) -> list[list[Quote]]:
+    """Puts quotes that say nearly the same together, best first; other documents become further citations.
+
+    Those with other numbers, or a yes for a no, stand by themselves: neither bears out the other.
+    """
     groups: list[list[Quote]] = []
     for quote in ranked:
-        same = next((group for group in groups if _similar(group[0], quote)), None)
+        same = next((group for group in groups if _similar(group[0], quote, analyzer)), None)
         if same is None:
             if len(groups) < limit:
                 groups.append([quote])
@@ -120,9 +124,12 @@ def above_text(document: Document, above: Iterable[Heading]) -> str:
     return "\n".join((document.title, *(heading.text for heading in above)))
 
 
-def _similar(one: Quote, other: Quote) -> bool:
+def _similar(one: Quote, other: Quote, analyzer: Analyzer) -> bool:
     overlap = len(one.stems & other.stems)
-    return overlap >= SAME * len(one.stems | other.stems)
+    if overlap < SAME * len(one.stems | other.stems):
+        return False
+    mine, theirs = ({(each.value, each.unit) for each in quantities(quote.text)} for quote in (one, other))
+    return not (mine - theirs and theirs - mine) and not contradictions([one.text, other.text], analyzer)
 
 
 def _best(hit: Candidate, what: Asked, analyzer: Analyzer) -> Quote | None:

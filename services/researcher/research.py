@@ -276,7 +276,8 @@ class _Run:
     def _quote(self, sought: Sought, terms: Sequence[Term], found: Sequence[Candidate], limit: int) -> None:
         """Takes the best quotes of a part as findings, those another part has already by their number."""
         what = asked(sought.part.text, terms)
-        groups = group(quotes(found, what, self._tools.analyzer, self._watch), limit)
+        analyzer = self._tools.analyzer
+        groups = group(quotes(found, what, analyzer, self._watch), limit, analyzer)
         self._tell(found, {(quote.document.uri, quote.start, quote.end) for each in groups for quote in each})
         for each in groups:
             added = self._citing.add(each, self._result)
@@ -284,7 +285,7 @@ class _Run:
                 continue
             number, quote = added
             if not sought.findings:
-                sentence = direct(quote, what, self._tools.analyzer)
+                sentence = direct(quote, what, analyzer)
                 self._result.answer.add(text=" ".join(sentence.split()), findings=[number])
             sought.findings.append(number)
 
