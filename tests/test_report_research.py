@@ -65,6 +65,21 @@ def test_contradictions_stand_side_by_side_with_their_sources() -> None:
     ]
 
 
+def test_the_answer_says_what_contradicts_it_and_what_it_does_not_answer() -> None:
+    made = researched("It is changed yearly.", "It is changed monthly.", "It is black.")
+    assert len(section(drawn(made), "Answer").splitlines()) == 1
+    made.answer.add(text="It is changed yearly.", findings=[0])
+    made.sub_questions.add(text="When is it changed?", findings=[0, 1])
+    made.sub_questions.add(text="Who *changes* it?")
+    made.contradictions.add(subject="colour", one=1, other=2)
+    made.contradictions.add(subject="interval", one=1, other=0)
+    assert section(drawn(made), "Answer").splitlines()[2:] == [
+        "_Another finding contradicts this: see contradiction 2._",
+        "",
+        r"_Not answered: Who \*changes\* it?_",
+    ]
+
+
 def test_the_place_of_a_quote_is_told_as_its_file_shows_it() -> None:
     made = researched("a", "b", "c")
     pdf, table, text = (each.citations[0].locator for each in made.findings)

@@ -56,6 +56,7 @@ class Evidence:
             yield " ".join(self._marked(sentence.text, sentence.findings) for sentence in request.answer) + "\n"
         elif self._findings:
             yield f"{self._marked(self._findings[0].statement, [0])}\n"
+        yield from self._doubts()
         if any(finding.synthesized for finding in self._findings):
             model = f", {code_span(request.usage.model)}," if fold(request.usage.model) else ""
             yield f"_A language model{model} worded this; the quotes it rests on are below, verbatim._\n"
@@ -65,6 +66,17 @@ class Evidence:
             yield "".join(f"- {outcome(record)}\n" for record in request.commands)
         if not self._findings and not request.commands:
             yield f"{NOTHING_FOUND}\n"
+
+    def _doubts(self) -> Iterator[str]:
+        """Yields what who reads only the answer has to know: what contradicts it, and what it does not answer."""
+        request = self._request
+        told = {index for sentence in request.answer for index in sentence.findings}
+        pairs = enumerate(request.contradictions, 1)
+        if against := [str(number) for number, pair in pairs if {pair.one, pair.other} & told]:
+            yield f"_Another finding contradicts this: see contradiction {', '.join(against)}._\n"
+        unanswered = [inline(each.text) for each in request.sub_questions if not each.findings]
+        if self._findings and unanswered and len(request.sub_questions) > 1:
+            yield f"_Not answered: {'; '.join(unanswered)}_\n"
 
     # ---- findings ----
 
