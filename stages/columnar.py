@@ -61,6 +61,8 @@ def column_of(values: Array, markers: Sequence[str] | None) -> Column:
         return _integers(values)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return Column(pc.cast(values, pa.float64(), safe=False), "float", {})
+    if pa.types.is_duration(kind):  # as seconds
+        return Column(pc.divide(pc.cast(pc.cast(values, pa.duration("us"), safe=False), pa.int64()), 1e6), "float", {})
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         return Column(_iso(values), "date", {})
     return _texts(values, markers)

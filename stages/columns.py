@@ -217,7 +217,9 @@ def _numbers_as_text(found: Look, levels: Series, counts: Series, decimal: str |
     )
     if at_hand < read.enough * found.filled:
         return None if at_hand < found.filled / 2 else _with(found, "CATEGORY", mixed)
-    issues = [_reading(found, levels, read, at_hand), *_signs(found, levels[read.parsed])]
+    bare = read.other is None and strangers and levels[read.parsed].str.fullmatch(r"[-+]?\d+([.]\d+)?").all()
+    issues = [] if bare else [_reading(found, levels, read, at_hand)]  # without the strangers they were numbers
+    issues += _signs(found, levels[read.parsed])
     values = read.values.repeat(counts.to_numpy())
     return _with(found, "NUMERIC", *issues, *([mixed] if strangers else []), parse=read.parse, stats=_figures(values))
 

@@ -184,9 +184,25 @@ def understand_rows(rows: Sequence[list[str]], chosen: int | None) -> tuple[list
     start = next((at for at, row in enumerate(rows[:MAX_PREAMBLE]) if len(row) == width), 0) if share >= SHARE else 0
     if start == 1 and _lacks_one(rows, width):
         return ["", *rows[0]], 1, True
+    if _spans(rows[start : start + 2], rows[start + 2 :]):
+        start += 1
     if not _is_header(rows[start], rows[start + 1 :]):
         return _made_up(width), NO_HEADER, False
     return rows[start], start + 1, True
+
+
+def _spans(two: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> bool:
+    """Tells whether a first line with gaps spans the names in the second, as merged cells above a table leave it."""
+    if len(two) < 2 or all(cell.strip() for cell in two[0][1:]):
+        return False
+    names = [cell.strip() for cell in two[1]]
+    below = [{row[at].strip() for row in others if at < len(row)} for at in range(len(names))]
+    whole = all(names) and len(set(names)) == len(names) and not any(map(is_value, names))
+    return (
+        whole
+        and any(map(_mostly_values, below))
+        and not any(name in seen for name, seen in zip(names, below, strict=True))
+    )
 
 
 def _lacks_one(rows: Sequence[Sequence[str]], width: int) -> bool:

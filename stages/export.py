@@ -201,7 +201,8 @@ def _schema(
 def _is_plain(source: Mapping[str, Json]) -> bool:
     """Returns whether the file can be read without DATA_SOURCE: text as it stands, every line a row."""
     text = source.get("format") in ("csv", "tsv") and not source.get("packing")
-    return bool(text and not source.get("sampled") and not source.get("bad_rows") and source.get("header") in (0, 1))
+    fewer = any(source.get(key) for key in ("sampled", "bad_rows", "repeated_names"))
+    return bool(text and not fewer and source.get("header") in (0, 1))
 
 
 def _markers(trial: Trial, source: Mapping[str, Json]) -> list[str]:

@@ -235,7 +235,8 @@ def _without_parts(hits: Mapping[str, Sequence[_Hit]]) -> dict[str, list[_Hit]]:
 
 def _inside(hit: _Hit, other: _Hit) -> bool:
     covered = other.start <= hit.start and hit.end <= other.end
-    return covered and (other.end - other.start > hit.end - hit.start or other.strength - hit.strength > 0.1)
+    longer = other.end - other.start > hit.end - hit.start
+    return covered and (longer or other.strength - hit.strength > 0.1 or other.strength == 1.0 > hit.strength)
 
 
 def _by_place(tokens: Sequence[Token], hit: _Hit, focused: bool, taken: Sequence[_Hit]) -> float:

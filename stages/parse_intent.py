@@ -3,6 +3,7 @@
 By hand: `python -m stages.parse_intent envelope.json` in the folder of a run.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from stages.typed import column_of, decimal_of
 
 SEEN_BYTES = MIB  # of a text file: enough to tell the types of columns and the values of classes
 SEEN_ROWS = 5000
+MOSTLY = 0.95  # of different texts are amounts with signs: then the column holds numbers
+_AMOUNT = re.compile(r"[-+(\u2212]?\s*[$€£¥₹]?\s*[-+]?\d[\d.,'’\s\u00a0\u202f]*[%$€£¥₹]?\)?")
+_CODE = re.compile(r"0\d")  # a code, which leading noughts do not make a number
 
 
 def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
@@ -86,7 +90,15 @@ def _known(name: str, values: tuple[str, ...], decimal: str) -> Known:
     column = column_of(pa.array(values, pa.string()), decimal, None)
     different = column.values.unique().drop_null().to_pylist()
     labels = tuple(sorted(str(value) for value in different)) if len(different) <= MOST_LABELS else ()
-    return Known(name, column.type, labels, len(different))
+    if column.type != "text":
+        return Known(name, column.type, labels, len(different))
+    if len(different) > MOST_LABELS and sum(map(_is_amount, different)) >= MOSTLY * len(different):
+        return Known(name, "float", (), len(different))
+    return Known(name, "text", labels, len({value.casefold() for value in different}))
+
+
+def _is_amount(text: str) -> bool:
+    return bool(_AMOUNT.fullmatch(text)) and not _CODE.match(text)
 
 
 def _result(intent: Intent) -> Mapping[str, Any]:

@@ -117,8 +117,10 @@ def words(given: "pd.Series[Any]", parse: Mapping[str, Any], markers: Sequence[s
 
     Args:
         parse: `number`: True when the column held numbers where the plan was made, so that "1.0" and "1" are one level;
-            `truth`: True when it held truth values.
+            `truth`: True when it held truth values; `alike`: by spelling, the one that stands for it: "YES" → "yes".
     """
+    if parse.get("alike"):
+        return _text(given, markers).replace(dict(parse["alike"]))
     if parse.get("truth"):
         return numbers(given, parse, markers).map({1.0: "true", 0.0: "false"}).astype("str")
     if given.dtype.kind == "b":

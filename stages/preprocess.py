@@ -125,9 +125,13 @@ def _usable(target: "pd.Series[Any]", plan: dict[str, Any]) -> tuple["pd.Series[
     dropped = [{"reason": f"no value of {quoted(plan['target'])}", "n": len(target) - len(known)}]
     if plan["task"] != "regression":
         counts = known.value_counts()
-        for name in sorted(counts.index[counts < LEAST_OF_CLASS]):
+        small = sorted(counts.index[counts < LEAST_OF_CLASS])
+        for name in small if len(small) <= NAMED else ():
             reason = f"the class {quoted(name)} has fewer than {LEAST_OF_CLASS} rows"
             dropped.append({"reason": reason, "n": int(counts[name])})
+        if len(small) > NAMED:
+            reason = f"{len(small):,} classes have fewer than {LEAST_OF_CLASS} rows each"
+            dropped.append({"reason": reason, "n": int(counts[small].sum())})
         known = known[known.map(counts) >= LEAST_OF_CLASS]
         plan["classes"] = sorted(str(name) for name in known.unique())
     if len(known) < LEAST_ROWS:
@@ -211,8 +215,14 @@ def _summary(plan: Mapping[str, Any], steps: Sequence[Step]) -> str:
     out = [step for step in steps if step.action == "DROP"]
     if out:
         told += f" Left out: {several([step.column for step in out])}."
-        told += "".join(f" {quoted(step.column)}: {step.reason}" for step in out[:NAMED])
+        told += "".join(f" {_named(step)}" for step in out[:NAMED])
     return told
+
+
+def _named(step: Step) -> str:
+    """Returns the reason of a step with the name of its column."""
+    name = quoted(step.column)
+    return step.reason if step.reason.startswith(name) else f"{name}: {step.reason}"
 
 
 def _issues(steps: Sequence[Step], cut: Cut) -> Iterator[Issue]:

@@ -1,7 +1,7 @@
 """PROFILE_DATA: what every column holds, what is odd about the table, and whether the target can be predicted.
 
 `python -m stages.profile_data ENVELOPE.json`, see stages/contract.py. Reads what PARSE_INTENT and DATA_SOURCE left.
-Edits: target, task, positive_class, roles.<column>, dates.<column>, fractions.<column>.
+Edits: target, task, positive_class, spellings, roles.<column>, dates.<column>, fractions.<column>.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from stages.rows import copies, group_of, ordinary
 from stages.shown import nearest, plain
 from stages.survey import Survey, Table
 from stages.targets import TASKS, Target, Unsure, settle
-from stages.told_of_profile import actions, column, issues, rescue, summary
+from stages.told_of_profile import SPELLINGS, actions, column, issues, rescue, summary
 from stages.wording import counted, quoted, several
 
 DRAWN = 8  # columns that get a picture
@@ -68,6 +68,7 @@ class _Asked:
         self.task = choices.text("task", TASKS)
         self.wanted, self.why = intent.get("task"), plain(intent.get("task_why") or "", 200)
         self.positive = choices.text("positive_class")
+        self.spellings = choices.text("spellings", SPELLINGS)
         self.hoped = intent.get("positive_class")
         dropped = set(intent.get("drop") or ())
         dropped |= {name for name in names if name not in (intent.get("keep_only") or names)}
@@ -88,7 +89,8 @@ class _Asked:
         if self.target is None:
             return None
         found, values = survey.looks[self.target], table.column(self.target)
-        target = settle(found, values, self.wanted, self.task, self.positive or self.hoped, self.why)
+        apart = self.spellings == "APART"
+        target = settle(found, values, self.wanted, self.task, self.positive or self.hoped, self.why, apart=apart)
         if self.positive and isinstance(target, Target) and self.positive not in target.classes:
             raise bad("positive_class", self.positive, f"It may be {several(list(target.classes))}.")
         others = [name for name in survey.looks if name != self.target and name not in self.without]

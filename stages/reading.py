@@ -1,6 +1,6 @@
 """Reads a table of any supported format, in bounded memory, into typed columns; or looks at its beginning only."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,7 @@ class Read:
         names, original: of its columns, made safe and as they stood.
         twice: positions of columns whose name was there before.
         rows_of: rows in the file, before sampling.
+        repeated: rows that repeat the names of the columns, as files put one behind another have them; left out.
     """
 
     names: list[str]
@@ -70,6 +71,7 @@ class Read:
     bad: list[BadRow]
     preview: list[list[str]]
     decimal: str
+    repeated: int = 0
 
 
 @dataclass(slots=True)
@@ -116,7 +118,8 @@ def read_rows(table: Rows, options: Options, seed: int, told: Callable[[int], No
     names, twice = _checked_names(table.names)
     sample, kept = Sample(options.sample_rows, seed), _Kept()
     first: list[list[str]] = []
-    for rows, size in _chunks(table.rows()):
+    seen = _Names(table.names)
+    for rows, size in _chunks(seen.without(table.rows())):
         first = first or rows[:DECIMAL_ROWS]
         keep = sample.next(len(rows), size + OFFSET_BYTES * len(rows) * len(names))
         chosen = [row for row, stays in zip(rows, keep, strict=True) if stays]
@@ -130,7 +133,8 @@ def read_rows(table: Rows, options: Options, seed: int, told: Callable[[int], No
     columns = [_typed(kept.chunks, at, sign, options) for at in range(len(names))] if kept.chunks else []
     rows_kept = sum(len(chunk) for chunk in kept.chunks)
     preview = first[:PREVIEW_ROWS]
-    return Read(names, list(table.names), twice, columns, rows_kept, sample.seen, table.bad, preview, sign)
+    original = list(table.names)
+    return Read(names, original, twice, columns, rows_kept, sample.seen, table.bad, preview, sign, seen.repeated)
 
 
 def read_columns(source: Source, options: Options, seed: int, told: Callable[[int], None]) -> Read:
@@ -148,6 +152,23 @@ def read_columns(source: Source, options: Options, seed: int, told: Callable[[in
     columns = [columnar.column_of(table.column(at), options.null_markers) for at in range(len(names))]
     preview = columnar.preview(columns, PREVIEW_ROWS)
     return Read(names, original, twice, columns, len(table), sample.seen, [], preview, ".")
+
+
+class _Names:
+    """Leaves out rows that repeat the names of the columns, and counts them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = [name.strip() for name in names]
+        self.repeated = 0
+
+    def without(self, rows: Iterable[list[str]]) -> Iterator[list[str]]:
+        """Yields the other rows."""
+        first = self._names[0] if len(self._names) > 1 else None
+        for row in rows:
+            if row and row[0].strip() == first and [cell.strip() for cell in row] == self._names:
+                self.repeated += 1
+            else:
+                yield row
 
 
 def _checked_names(given: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -206,6 +227,7 @@ def look(path: Path, most_bytes: int = LOOK_BYTES, most_rows: int = LOOK_ROWS) -
     whole = len(head) < most_bytes
     text = decoded_start(head, whole)
     names, rows = first_rows(text, options) if kind == "csv" else first_objects(text, kind)
+    rows = list(_Names(names).without(rows))
     grows = PACKED_RATIO if packing else 1
     estimate = len(rows) if whole else round(len(rows) * size * grows / len(head))
     return Look(safe_names(names)[0], rows[:most_rows], estimate, size)

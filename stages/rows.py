@@ -1,5 +1,6 @@
 """What is odd about rows: copies, rows that belong together, rows in order of time."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -18,6 +19,7 @@ MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses nothing (K
 LEAST_GROUPS = 10
 MOST_GROUPS = 0.8  # groups for each row, above which nearly every row stands for itself
 ORDERED = 0.99  # of neighbours are in order
+CHANCE = 1.5  # times as many copies as chance would make are still ordinary
 COMMON = 0.5  # share of copies from which they are ordinary: few columns with few levels
 WHO = "patient|subject|customer|client|user|person|member|household|family|session|student|school|account|device"
 WHO += "|player|employee|donor|animal|participant|respondent|individual|case|mother|child|store|shop|hospital"
@@ -40,10 +42,13 @@ def ordinary(hashes: Hashes, combinations: float) -> bool:
     """Returns whether copies are so common that they are no mistake: rows of a few columns with a few levels.
 
     Args:
-        combinations: how many different rows the levels of the columns could make. When those are more than the rows
-            there are, chance does not repeat most of them: somebody copied them.
+        combinations: how many different rows the levels of the columns could make. It says how many rows repeat others
+            by chance; when many more do, somebody copied them.
     """
-    return combinations <= len(hashes) and copies(hashes) > COMMON * len(hashes)
+    if combinations <= len(hashes) and copies(hashes) > COMMON * len(hashes):
+        return True
+    by_chance = len(hashes) + combinations * math.expm1(-len(hashes) / combinations)  # were all rows as likely
+    return copies(hashes) <= CHANCE * by_chance
 
 
 def duplicates(hashes: Hashes, combinations: float) -> Issue | None:
@@ -51,9 +56,9 @@ def duplicates(hashes: Hashes, combinations: float) -> Issue | None:
     count = copies(hashes)
     if not count:
         return None
-    text = (
-        f"{counted(count, 'row')} ({share(count, len(hashes))}) repeat an earlier row in every column but identifiers."
-    )
+    repeats = "repeats" if count == 1 else "repeat"
+    text = f"{counted(count, 'row')} ({share(count, len(hashes))}) {repeats} an earlier row in every column but "
+    text += "identifiers."
     if ordinary(hashes, combinations):
         text += " With so few different rows that is ordinary; they are kept and split like all others."
         return Issue("DUPLICATE_ROWS", "INFO", text, count=count)

@@ -53,7 +53,7 @@ class Table:
         self.originals = {column["name"]: column.get("original_name", column["name"]) for column in source["columns"]}
         self.rows: int = self._file.metadata.num_rows
         # A line of the file can be named only when every line was read as one row.
-        self.lines_known = not source.get("bad_rows") and not source.get("sampled")
+        self.lines_known = not any(source.get(key) for key in ("bad_rows", "sampled", "repeated_names"))
         if len(self.kinds) > MOST_COLUMNS:
             text = f"The table has {counted(len(self.kinds), 'column')}; at most {MOST_COLUMNS:,} can be worked on."
             advice = "Leave columns out of the file."

@@ -1,7 +1,7 @@
 """The column to predict: whether it can be, as what, and what is odd about it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import pandas as pd
@@ -20,6 +20,7 @@ FOLDS, LEAST_FOLDS = 5, 3
 RARE = 2 * FOLDS  # rows of a class, below which it can hardly be learned
 LEAST_OF_CLASS = 2 * LEAST_FOLDS  # below: too few to be in every part; its rows are left out
 MANY_CLASSES = 100
+MOST_SPELLED = 1_000  # different values of a target, up to which their spellings are compared
 WHOLE_LEVELS = 20  # whole numbers with up to so many levels may be classes or amounts: a person has to say
 UNBALANCED = 0.8  # share of the largest class
 MOSTLY = 0.5  # share of one amount, from which the others decide about the score
@@ -73,6 +74,8 @@ def settle(
     said: str | None,
     positive: str | None,
     why_wanted: str = "",
+    *,
+    apart: bool = False,
 ) -> Target | Unsure:
     """Settles the target.
 
@@ -80,11 +83,15 @@ def settle(
         wanted, why_wanted: the task that PARSE_INTENT found, a suggestion, and why.
         said: the task that a person chose at the gate; it holds.
         positive: the class to find, of two.
+        apart: whether classes that differ in nothing but capitals are classes of their own.
 
     Raises:
         Failed: nothing can be learned from this column; code as in docs/stages.md.
     """
     _refuse_empty(found)
+    alike = {} if apart else _alike(found, given)
+    if alike:
+        found = replace(found, unique=found.unique - len(alike), parse={**found.parse, "alike": alike})
     options = _possible(found)
     if said and said not in options:
         text = f"{quoted(found.name)} cannot be predicted as {said}: {_shape(found)}. It can be: {', '.join(options)}."
@@ -97,6 +104,28 @@ def settle(
     if task == "regression":
         return _regression(found, given, why)
     return _classes(found, given, task, why, positive)
+
+
+def _alike(found: Look, given: "pd.Series[Any]") -> dict[str, str]:
+    """Returns the spellings of classes that differ from another in nothing but capitals, with the most frequent one."""
+    if found.kind != "text" or _numeric(found) or found.unique > MOST_SPELLED:
+        return {}
+    counts = words(given, {}).value_counts()
+    ordered = sorted((str(name) for name in counts.index), key=lambda name: (-int(counts[name]), name))
+    first: dict[str, str] = {}
+    for name in ordered:
+        first.setdefault(name.casefold(), name)
+    return {name: first[name.casefold()] for name in ordered if first[name.casefold()] != name}
+
+
+def _spelled(found: Look) -> list[Issue]:
+    alike = found.parse.get("alike", {})
+    if not alike:
+        return []
+    text = f"Classes of {quoted(found.name)} that differ in nothing but capitals count as one: "
+    text += f"{several([f'{other} as {name}' for other, name in alike.items()])}."
+    advice = "Choose spellings=APART if they mean different things."
+    return [Issue("SPELLINGS", "WARN", text, column=found.name, count=len(alike), suggestion=advice)]
 
 
 def _shape(found: Look) -> str:
@@ -173,8 +202,8 @@ def _missing(found: Look, values: "pd.Series[Any]") -> list[Issue]:
         advice = "Bring more rows, or choose another target."
         raise Failed("TOO_FEW_ROWS", text, column=found.name, count=len(values) - count, suggestion=advice)
     if count:
-        text = f"{counted(count, 'row')} ({share(count, len(values))}) have no value of the target {quoted(found.name)}"
-        text += "; they are left out."
+        text = f"No value of the target {quoted(found.name)} in {counted(count, 'row')} ({share(count, len(values))}): "
+        text += "left out."
         advice = "Check in the file why they are empty: rows left out by a rule make a model one-sided."
         issues.append(Issue("TARGET_MISSING_ROWS", "WARN", text, column=found.name, count=count, suggestion=advice))
     if len(values) - count < FEW_ROWS:
@@ -208,7 +237,9 @@ def _mostly(found: Look, known: "pd.Series[Any]") -> list[Issue]:
 
 def _classes(found: Look, given: "pd.Series[Any]", task: Task, why: str, positive: str | None) -> Target:
     parse = (
-        {**found.parse, "number": True} if _numeric(found) else {k: v for k, v in found.parse.items() if k == "truth"}
+        {**found.parse, "number": True}
+        if _numeric(found)
+        else {k: v for k, v in found.parse.items() if k in ("truth", "alike")}
     )
     values = words(given, parse)
     counts = values.value_counts()
@@ -222,7 +253,7 @@ def _classes(found: Look, given: "pd.Series[Any]", task: Task, why: str, positiv
         text += f"at least two classes need {LEAST_OF_CLASS} rows each."
         advice = "Bring more rows of that class, or choose another target."
         raise Failed("TOO_FEW_ROWS", text, column=found.name, value=small, count=classes[small], suggestion=advice)
-    issues = (*_missing(found, values), *_uneven(found, classes))
+    issues = (*_spelled(found), *_missing(found, values), *_uneven(found, classes))
     chosen = _positive(classes, positive) if task == "binary" else None
     return Target(found.name, task, why, values, classes, chosen, parse, issues)
 

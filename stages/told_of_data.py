@@ -1,5 +1,6 @@
 """What DATA_SOURCE tells: the description of a table, what is odd about it, and what a person may change."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ MAX_CELL = 80  # characters of a cell in the preview
 PREVIEW_CHARS = 40_000  # of all cells of a row of the preview
 MAX_ORIGINAL = 200  # characters of a column's original name
 HEADER_LINES = 20  # offered as the line of the names
+LEADING = 3  # columns in which the word for a sum is looked for
+_TOTAL = re.compile(r"((grand|sub) ?)?totals?:?|sums?:?|overall|summe:?|gesamt(summe)?:?|somme|suma|totale?:?", re.I)
 _YES_NO = ("yes", "no")
 _BY_READING = ("MALFORMED_ROWS", "NO_HEADER", "NO_ROWS", "BAD_EDIT")  # failures of how it was read
 KINDS = {"int": "whole numbers", "float": "numbers", "text": "text", "bool": "true or false", "date": "dates"}
@@ -62,6 +65,7 @@ def description(source: Source, table: Rows | None, read: Read) -> dict[str, Any
         "bad_lines": [row.line for row in read.bad],
         "bad_rows": [{"line": row.line, "reason": row.reason} for row in read.bad[:MAX_BAD_SHOWN]],
         "sampled": sampled,
+        "repeated_names": read.repeated,
         "bytes": source.bytes,
         "null_markers": sorted({marker for column in read.columns for marker in column.missing if marker}),
         "preview": [[plain(cell, limit) for cell in row] for row in read.preview],
@@ -109,6 +113,14 @@ def issues(source: Source, table: Rows | None, read: Read) -> list[Issue]:
         found.append(
             Issue("MALFORMED_ROWS", "WARN", failed.message, None, failed.row, None, failed.count, failed.suggestion)
         )
+    if read.repeated:
+        text = (
+            f"{_count(read.repeated, 'row')} further down {'repeats' if read.repeated == 1 else 'repeat'} the names of "
+        )
+        advice = "Look whether the file was put together of several that do not belong together."
+        text += "the columns and was left out."
+        found.append(Issue("MALFORMED_ROWS", "WARN", text, count=read.repeated, suggestion=advice))
+    found += _total(read)
     if isinstance(table, TextTable) and table.guessed:
         text = f"The encoding of {plain(source.name)} is not said in it; {table.encoding} was guessed."
         advice = "Look at names with foreign letters in the preview; choose another encoding when they are wrong."
@@ -122,6 +134,17 @@ def issues(source: Source, table: Rows | None, read: Read) -> list[Issue]:
         advice = "Raise sample_rows to use more; it takes more time and memory."
         found.append(Issue("SAMPLED", "WARN", text, count=read.rows, suggestion=advice))
     return found + _marker_issues(read)
+
+
+def _total(read: Read) -> list[Issue]:
+    """Returns the warning about a last row that seems to be the sum of the others."""
+    ends = [column.values[-1].as_py() for column in read.columns[:LEADING]] if read.rows else []
+    said = next((end for end in ends if isinstance(end, str) and _TOTAL.fullmatch(end)), None)
+    if said is None:
+        return []
+    text = f'The last row says "{plain(said, 20)}": it may sum up the others, and it is used like any of them.'
+    advice = "Delete it from the file when it is no row of its own."
+    return [Issue("MALFORMED_ROWS", "WARN", text, row=None, value=plain(said, 20), suggestion=advice)]
 
 
 def _twice(read: Read, at: int) -> Issue:

@@ -16,6 +16,8 @@ OFFERED = 300  # columns whose role can be changed, or that may be chosen as the
 LONGEST_NAME = 200  # characters of a column's name that a choice can carry
 DETAILED = 400  # columns whose figures are kept
 CONFIRMED = ("LEAKAGE_SUSPECT", "ID_COLUMN", "GROUPED_ROWS", "DUPLICATE_ROWS", "TASK_AMBIGUOUS")  # not only as WARN
+OF_AMOUNTS = ("NUMBERS_AS_TEXT", "AMBIGUOUS_NUMBER", "MIXED_TYPES")  # what is worth a word of a target too
+SPELLINGS = ("ALIKE", "APART")
 NAMED = 3  # issues in the summary
 
 
@@ -45,7 +47,9 @@ def issues(
         yield from suspects(told, settled)
     yield from _of_rows(survey, settled)
     for look in survey.looks.values():
-        if settled is None or look.name != settled.column:
+        if settled is not None and look.name == settled.column:
+            yield from (issue for issue in look.issues if issue.code in OF_AMOUNTS and settled.task == "regression")
+        else:
             yield from (issue if survey.lines_known else replace(issue, row=None) for issue in look.issues)
             yield from _identifier(look)
         gap = gaps(look)
@@ -102,12 +106,16 @@ def actions(intent: Mapping[str, Any], survey: Survey, target: Target | Unsure |
         yield Action("task", "What kind of prediction", "CHOOSE", "task", target.options, required=True)
     elif settled:
         numeric = settled.task == "regression" or "number" in settled.parse
-        classes = "binary" if survey.looks[settled.column].unique == 2 else "multiclass"
+        different = len(settled.classes) or survey.looks[settled.column].unique
+        classes = "binary" if different == 2 else "multiclass"
         options = (classes, "regression") if numeric else (classes,)
         yield Action("task", "What kind of prediction", "CHOOSE", "task", options, settled.task)
         if settled.task == "binary":
             two = tuple(settled.classes)
             yield Action("positive-class", "Class to find", "CHOOSE", "positive_class", two, settled.positive_class)
+        if any(issue.code == "SPELLINGS" for issue in settled.issues):
+            label = "Classes that differ in nothing but capitals"
+            yield Action("spellings", label, "CHOOSE", "spellings", SPELLINGS, SPELLINGS[0])
     offered = [look for look in survey.looks.values() if len(look.name) <= LONGEST_NAME and look.name != name]
     for place, look in enumerate(offered[:OFFERED]):
         field = f"roles.{look.name}"

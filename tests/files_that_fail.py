@@ -274,6 +274,9 @@ FAILS = (
         {"column": "e"},
     ),
     Fails(
+        "SPELLINGS", PROFILE, table(frame(t=["Yes", "No", "yes", "NO"] * 15), "t"), "WARN", ("yes",), {"column": "t"}
+    ),
+    Fails(
         "AMBIGUOUS_NUMBER",
         PROFILE,
         table(frame(e=lambda rows: [f"{n + 1}.500 €" for n in range(rows)])),

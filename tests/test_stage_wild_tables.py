@@ -14,9 +14,13 @@ from stages import data_source, judged_plots, judging, parse_intent, preprocess,
 from stages import preparing as of_the_stages
 from stages.columns import look
 from stages.contract import Envelope, Progress, Result, Room
-from stages.intent import Intent
+from stages.intent import Intent, understand
 from stages.intent_target import Known
 from stages.judging import Case, Judged, calibration
+from stages.parse_intent import known_columns
+from stages.reading import Look
+from stages.reading import look as look_at
+from stages.rows import copies, mixed, ordinary
 from stages.said_of_intent import actions
 from stages.targets import Target, settle
 from stages.texts import as_numbers
@@ -87,6 +91,99 @@ def test_a_target_of_numbers_with_signs_is_no_class_for_each_row(tmp_path: Path)
     assert settled.values.iloc[0] == 200.30
 
 
+def test_a_target_in_percent_is_an_amount_and_its_reading_is_shown(tmp_path: Path) -> None:
+    cells = [f"{n / 10:.1f} %" for n in range(1, 41)] * 3
+    assert known_columns(Look(["share"], [[cell] for cell in cells], 120, 0))[0].type == "float"
+    assert known_columns(Look(["code"], [[f"{n:05}"] for n in range(90)], 90, 0))[0].type == "text"
+    lay(tmp_path, pd.DataFrame({"size": DICE.normal(size=120), "share": cells}), "share")
+    found = work_here(profile_data.work, tmp_path, "PROFILE_DATA")
+    assert found.result["target"]["task"] == "regression"
+    assert '"0.1 %" is read as 0.1' in {issue.code: issue.message for issue in found.warnings}["NUMBERS_AS_TEXT"]
+
+
+def test_durations_are_seconds_in_the_table_and_when_predicting(tmp_path: Path, predict: ModuleType) -> None:
+    took = pd.Series(pd.to_timedelta([90, 0.5, None], unit="s"))
+    (tmp_path / "uploads").mkdir()
+    pd.DataFrame({"took": took}).to_parquet(tmp_path / "uploads" / "t.parquet")
+    asked = {"data": "uploads/t.parquet"}
+    assert work_here(data_source.work, tmp_path, "DATA_SOURCE", **asked).result["columns"][0]["type"] == "float"
+    read = pd.read_parquet(tmp_path / "data-source" / "data.parquet")["took"]
+    again = predict.cast(took, {"name": "took", "type": "float"}, {})
+    np.testing.assert_equal(read.to_numpy(), again.to_numpy())
+    assert read.tolist()[:2] == [90, 0.5]
+
+
+# ---- lines that are no rows ----
+
+
+def source(folder: Path, text: str) -> Result:
+    (folder / "uploads").mkdir(exist_ok=True)
+    (folder / "uploads" / "t.csv").write_text(text)
+    return work_here(data_source.work, folder, "DATA_SOURCE", data="uploads/t.csv")
+
+
+ROWS = [f"{n}.5,{n % 7},{'yes' if n % 2 else 'no'}" for n in range(40)]
+
+
+def test_names_repeated_further_down_are_no_row(tmp_path: Path) -> None:
+    found = source(tmp_path, "\n".join(["size,rooms,sold", *ROWS[:20], "size, rooms,sold", *ROWS[20:]]))
+    assert found.result["rows"] == 40 and [each["type"] for each in found.result["columns"]] == ["float", "int", "text"]
+    (issue,) = found.warnings
+    assert (issue.code, issue.severity, issue.count) == ("MALFORMED_ROWS", "WARN", 1) and "repeats" in issue.message
+    seen = look_at(tmp_path / "uploads" / "t.csv")
+    assert len(seen.rows) == 40  # PARSE_INTENT does not take them for values either
+
+
+def test_a_last_row_that_sums_up_is_named(tmp_path: Path) -> None:
+    rows = [f"{'NSE'[n % 3]},{n},{n}.5" for n in range(40)]
+    assert "Total" in source(tmp_path, "\n".join(["region,units,paid", *rows, "Total,780,800"])).warnings[0].message
+    assert not source(tmp_path, "\n".join(["region,units,paid", *rows])).warnings
+
+
+def test_names_below_a_line_that_spans_them_are_found(tmp_path: Path) -> None:
+    found = source(tmp_path, "\n".join(["House,,Sale", "size,rooms,sold", *ROWS]))
+    assert [each["name"] for each in found.result["columns"]] == ["size", "rooms", "sold"]
+    found = source(tmp_path, "\n".join([",rooms,sold", *ROWS]))  # a column without a name is no such line
+    assert [each["name"] for each in found.result["columns"]] == ["column_1", "rooms", "sold"]
+
+
+# ---- classes ----
+
+
+def test_classes_in_other_capitals_are_the_same_unless_a_person_says_no(tmp_path: Path) -> None:
+    answer = np.array(["Yes", "yes ", "YES", "No", "no", "Yes"] * 20)
+    lay(tmp_path, pd.DataFrame({"size": DICE.normal(size=120), "answer": answer}), "answer", task="multiclass")
+    found = work_here(profile_data.work, tmp_path, "PROFILE_DATA")
+    settled = found.result["target"]
+    assert settled["task"] == "binary"
+    assert settled["classes"] == [{"name": "No", "rows": 40}, {"name": "Yes", "rows": 80}]
+    assert "SPELLINGS" in {issue.code for issue in found.warnings}
+    leave(tmp_path, "PROFILE_DATA", found.result)
+    plan = work_here(preprocess.work, tmp_path, "PREPROCESS").result
+    assert plan["classes"] == ["No", "Yes"]
+    assert of_the_stages.target_of(pd.DataFrame({"answer": [" yes", "NO", "YES"]}), plan).tolist() == [
+        "Yes",
+        "NO",
+        "Yes",
+    ]
+    apart = work_here(profile_data.work, tmp_path, "PROFILE_DATA", edits={"spellings": "APART"})
+    assert len(apart.result["target"]["classes"]) == 5
+
+
+def test_many_small_classes_are_counted_and_not_listed(tmp_path: Path) -> None:
+    kinds = ["often", "usual"] * 60 + [f"k{n}" for n in range(50)]
+    lay(tmp_path, pd.DataFrame({"size": DICE.normal(size=170), "kind": kinds}), "kind", task="multiclass")
+    leave(tmp_path, "PROFILE_DATA", work_here(profile_data.work, tmp_path, "PROFILE_DATA").result)
+    dropped = work_here(preprocess.work, tmp_path, "PREPROCESS").result["dropped_rows"]
+    assert dropped == [{"reason": "50 classes have fewer than 6 rows each", "n": 50}]
+
+
+def test_a_name_said_exactly_is_meant_and_no_near_copy() -> None:
+    columns = [Known("salary", "float", (), 90), Known("salary_usd", "float", (), 90)]
+    assert understand("predict salary", {}, columns).target == "salary"
+    assert understand("predict salary usd", {}, columns).target == "salary_usd"
+
+
 # ---- workbooks ----
 
 
@@ -143,6 +240,14 @@ def test_rows_of_one_id_are_kept_together(tmp_path: Path, name: str) -> None:
     lay(tmp_path, table, "answer")
     found = work_here(profile_data.work, tmp_path, "PROFILE_DATA")
     assert {issue.code: issue.column for issue in found.warnings}.get("GROUPED_ROWS") == name
+
+
+def test_rows_that_chance_repeats_are_no_copies() -> None:
+    dice = np.random.default_rng(4)
+    coarse = mixed(mixed(None, pd.Series(dice.integers(0, 40, 300))), pd.Series(dice.integers(0, 20, 300)))
+    assert ordinary(coarse, 800) and copies(coarse) > 30
+    assert not ordinary(np.r_[coarse, coarse[:200]], 800)  # so many more are copied
+    assert not ordinary(np.r_[np.arange(300), np.arange(9)].astype(np.uint64), 1e9)
 
 
 # ---- what is offered and said ----

@@ -165,6 +165,8 @@ def cast(cells: "pd.Series[Any]", column: Mapping[str, Any], reading: Mapping[st
         return cells.astype("float64")
     if cells.dtype.kind == "M":
         return cells
+    if cells.dtype.kind == "m":
+        return cells.dt.total_seconds()
     texts = [None if value is None or value != value else str(value).strip() for value in cells.tolist()]
     markers = {"", *reading["null_markers"]}
     if kind in ("int", "float"):
