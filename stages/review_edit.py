@@ -49,7 +49,7 @@ def work(envelope: Envelope, room: Room, progress: Progress) -> Result:
     effects = _effects(trial, frame, measured, envelope.seed)
     progress.tell(80, "drawing", always=True)
     table = table_of(trial, room)
-    silent = unsaid(trial, case, suggested(table))
+    silent = unsaid(trial, case, suggested(table), better=ruling.verdict != "SAME_AS_BASELINE")
     result: dict[str, Json] = {
         "test": {"metric": trial.metric, **_figure(found.metrics[trial.metric]), "n": len(truth)},
         "higher_better": trial.higher_better,

@@ -134,7 +134,7 @@ def _sentence(trial: Trial, found: Verdicts, verdict: Verdict, lift: float) -> s
 
 
 def _caveats(trial: Trial, found: Verdicts, looks: Looks, threshold: bool) -> list[str]:
-    main, rows, said = found.metrics[trial.metric], len(trial.test), []
+    main, rows, said = found.metrics[trial.metric], len(trial.test), _below_nothing(found)
     if rows < FEW_ROWS:
         said.append(
             f"There are only {counted(rows, 'test row')}: another choice of rows could give quite another figure."
@@ -156,6 +156,16 @@ def _caveats(trial: Trial, found: Verdicts, looks: Looks, threshold: bool) -> li
     if threshold:
         said.append("The threshold was chosen by a person; figures that depend on it hold for that threshold.")
     return said + _of_classes(trial) + _of_amounts(trial) + _of_folds(trial, main)
+
+
+def _below_nothing(found: Verdicts) -> list[str]:
+    """Tells when guessing from the training rows is beaten, and the mean of the test rows themselves is not."""
+    if "r2" not in found.metrics or found.metrics["r2"].value >= 0 or found.lift.value <= 0:
+        return []
+    return [
+        f"R² is {figure(found.metrics['r2'].value)}, below 0: the mean of the test rows themselves would be closer "
+        "than the model. They are not as those it learned from, and rows to come may differ as much."
+    ]
 
 
 def _of_amounts(trial: Trial) -> list[str]:
@@ -229,13 +239,14 @@ def _of_profile(trial: Trial, profile: Mapping[str, Json]) -> list[str]:
     return said
 
 
-def unsaid(trial: Trial, case: Case, best: float | None) -> Issue | None:
+def unsaid(trial: Trial, case: Case, best: float | None, *, better: bool) -> Issue | None:
     """Returns the warning about classes of which no test row is found, None when some of each are.
 
     With two classes it may still rank them well: then it is the threshold that is wrong.
 
     Args:
         best: the threshold that balances best on training rows, None when that is not known.
+        better: whether the model is better than guessing: else no threshold helps.
     """
     if not trial.is_classes:
         return None
@@ -252,6 +263,7 @@ def unsaid(trial: Trial, case: Case, best: float | None) -> Issue | None:
     text = f"With the threshold {figure(case.threshold)} it finds none of the {rows} that are {name}: it {how}."
     other = f", for example {figure(best)}," if best is not None and best != case.threshold else ""
     advice = f"Choose another threshold{other} or use the probabilities and not what it calls."
+    advice = advice if better else "No threshold helps where the model is not clearly better than guessing."
     return Issue("IMBALANCE", "WARN", text, column=trial.plan["target"], count=int(counts[lost]), suggestion=advice)
 
 

@@ -302,6 +302,18 @@ def test_a_class_of_many_that_is_never_found_is_named(tmp_path: Path, quick: Non
     assert "IMBALANCE" in {issue.code for issue in found.warnings}
 
 
+def test_a_target_that_has_moved_on_is_no_success(tmp_path: Path, quick: None) -> None:
+    step = np.arange(200)
+    frame = pd.DataFrame({"step": step, "y": np.where(step < 150, step * 1.0, 300) + DICE.normal(size=200)})
+    train(tmp_path, frame, "y", "regression", "r2")
+    split = pd.read_parquet(tmp_path / "preprocess" / "split.parquet")
+    split["part"] = np.where(step < 150, "train", "test")
+    split.to_parquet(tmp_path / "preprocess" / "split.parquet", index=False)
+    found = work_here(review_edit.work, tmp_path, "REVIEW_EDIT")
+    assert found.result["test"]["value"] < 0 < found.result["lift"]["value"]
+    assert "below 0" in found.result["caveats"][0] and "below 0" in found.summary
+
+
 def test_many_classes_of_one_size_are_not_called_unbalanced(tmp_path: Path, quick: None) -> None:
     kinds = np.repeat([f"k{n:02}" for n in range(20)], 40)
     frame = pd.DataFrame({"size": np.arange(800) / 40 + DICE.normal(size=800), "kind": kinds})
