@@ -110,7 +110,8 @@ class Search:
 
         Those of the portfolio's floor are tried whatever the clock says. Raises Failed with CANCELLED.
         """
-        self._needed = {*portfolio.ALWAYS, _boosting(candidates)}
+        whole = [candidate for candidate in candidates if candidate["folds"] >= len(self.parts)]
+        self._needed = {*portfolio.ALWAYS, _boosting(whole)}
         for candidate in candidates:  # loads their libraries, which is no part of what a fold takes
             portfolio.build(candidate, self.plan, self._seed)
         self.trials = [Trial(candidate) for candidate in candidates]
@@ -271,7 +272,7 @@ class Search:
 
 
 def _boosting(candidates: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the first boosting: it is tried whatever the budget."""
+    """Returns the first boosting of those tried on every fold: it is tried whatever the budget."""
     return next((str(each["id"]) for each in candidates if each["family"] == "boosting"), "")
 
 
