@@ -144,7 +144,7 @@ def broken(keep: str) -> Callable[[dict[str, Json]], Json]:
 
 def hurried(result: dict[str, Json]) -> Json:
     """Gives TRAIN hardly any budget, although MODEL_SELECT forecast that all would fit."""
-    return {"budget_s": 0.01, "candidates": [{**each, "selected": True} for each in result["candidates"]]}
+    return {"budget_s": 0.01, "candidates": [{**each, "selected": True, "folds": 3} for each in result["candidates"]]}
 
 
 def no_target(folder: Path) -> dict[str, Json]:
