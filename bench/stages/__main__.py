@@ -29,7 +29,9 @@ def main() -> int:
     """Measures and prints. Returns 1 when a table did not get to the end."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        told = [_measured(name, Path(scratch), arguments) for name in arguments.tables]
+        told = [
+            _measured(name, seed, Path(scratch), arguments) for name in arguments.tables for seed in arguments.seeds
+        ]
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(told, indent=1) + "\n")
     return 1 if any(each["stopped"] for each in told) else 0
@@ -39,7 +41,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.stages", description=__doc__)
     parser.add_argument("tables", nargs="*", default=list(USUAL), metavar="TABLE", help=f"of {', '.join(TABLES)}, all")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="processor seconds for TRAIN, and for FLAML")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each table once with each")
     parser.add_argument("--folder", help="where runs are kept while they last")
     parser.add_argument("--json", help="a file for every figure")
     parser.add_argument("--flaml", action="store_true", help="run FLAML on the same rows as well")
@@ -52,18 +54,18 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _measured(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str, Json]:
-    known, folder = TABLES[name], scratch / name
-    found = run(name, known, folder, arguments.budget, arguments.seed)
-    figures = _figures(name, known, found, arguments.budget)
-    if name == arguments.tables[0]:
+def _measured(name: str, seed: int, scratch: Path, arguments: argparse.Namespace) -> dict[str, Json]:
+    known, folder = TABLES[name], scratch / f"{name}-{seed}"
+    found = run(name, known, folder, arguments.budget, seed)
+    figures = {**_figures(name, known, found, arguments.budget), "seed": seed}
+    if (name, seed) == (arguments.tables[0], arguments.seeds[0]):
         print(ROW.format(*HEAD), flush=True)
     print(_row(figures), flush=True)
     print("    " + ", ".join(f"{stage.lower()} {spent:.1f}" for stage, spent in found.cpu_s.items()), "s", flush=True)
     if found.stopped:
         print(f"    stopped: {found.stopped}", flush=True)
     elif arguments.flaml:
-        other = rival(folder, arguments.python, arguments.budget, arguments.seed)
+        other = rival(folder, arguments.python, arguments.budget, seed)
         print(f"    FLAML: {other}", flush=True)
         figures["flaml"] = _rival(other)
     return figures
