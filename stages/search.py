@@ -154,7 +154,6 @@ class Search:
         """Returns the best few of those tried on a part of the folds, unless they are clearly behind on it."""
         whole = [trial for trial in self.trials if trial.status == OK and len(trial.scores) == len(self.parts)]
         partly = [trial for trial in self.trials if trial.status == OK and len(trial.scores) < len(self.parts)]
-
         if not whole:
             return set()
         best = max(whole, key=lambda trial: self.metric.gain(trial.mean, 0.0))
@@ -166,7 +165,7 @@ class Search:
         """Returns by how much the best of others was better on the folds that a candidate was tried on."""
         count = len(trial.scores)
         there = [np.mean(each.scores[:count]) for each in others if each.status == OK and len(each.scores) >= count]
-        return max(float(self.metric.gain(mean, trial.mean)) for mean in there)
+        return max((float(self.metric.gain(mean, trial.mean)) for mean in there), default=-np.inf)
 
     def _try(self, trial: Trial, places: Iterable[int]) -> None:
         for place in places:
