@@ -80,6 +80,7 @@ def test_every_field_that_is_offered_is_taken(tmp_path: Path) -> None:
     assert (found.result["metric"]["name"], found.result["budget_s"]) == ("log_loss", 30.0)
     assert not found.result["metric"]["higher_better"]
     assert set(_tried(found.result)) == {*THREE, "hgb", "hgb-columns"}
+    assert {each["folds"] for each in found.result["candidates"] if each["selected"]} == {found.result["folds"]}
     assert {action.field for action in found.actions if action.kind in ("CHOOSE", "EDIT")} == set(edits)
     assert {action.kind for action in found.actions} >= {"CONFIRM", "BACK", "ABORT"}
 
@@ -92,6 +93,8 @@ def test_small_and_quick_leave_the_large_and_the_slow_out(tmp_path: Path) -> Non
     assert "extra-trees" not in small
     assert len(quick) < len(small) < len(usual)
     assert {*THREE, "hgb"} <= set(quick)
+    first = {each["id"]: each["folds"] for each in selected(tmp_path)["candidates"] if each["selected"]}
+    assert first["hgb"] == first["linear"] == 3 > first["hgb-columns"] == 1, "what nobody asked for begins on a part"
 
 
 def test_the_schedule_follows_from_the_budget_and_always_holds_three(tmp_path: Path) -> None:
