@@ -112,9 +112,10 @@ class ConductorClient:
         request = conductor_pb2.CancelTaskRequest(task_id=task_id, reason=reason)
         return self._connection.once(self._stub.CancelTask, request)
 
-    def report(self, task_id: str) -> httpbody_pb2.HttpBody:
-        """Returns the report of a completed task: `data` is markdown in UTF-8."""
-        return self._connection.repeated(self._stub.GetReport, conductor_pb2.GetTaskReportRequest(task_id=task_id))
+    def report(self, task_id: str = "", *, project_id: str = "") -> httpbody_pb2.HttpBody:
+        """Returns the report of a completed task, or the newest of a project's run: `data` is markdown in UTF-8."""
+        request = conductor_pb2.GetTaskReportRequest(task_id=task_id, project_id=project_id)
+        return self._connection.repeated(self._stub.GetReport, request)
 
     def artifact(self, task_id: str, name: str, project_id: str = "") -> Iterator[bytes]:
         """Yields a file of a task as it comes, such as all that a command wrote; `get_task` lists the names.
@@ -281,6 +282,7 @@ class ConductorClient:
         project_id: str,
         path: Path,
         *,
+        name: str = "",
         timeout: float = UPLOAD_S,
         correlation_id: str | None = None,
         scope: task_pb2.Scope | None = None,
@@ -288,6 +290,7 @@ class ConductorClient:
         """Uploads a file of data to a project. A run calls it `uploads/<name>` then.
 
         Args:
+            name: letters, digits, dots, dashes and underscores; the file's own when left out.
             timeout: seconds it may take.
 
         Raises OSError when the file cannot be read.
@@ -296,7 +299,7 @@ class ConductorClient:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             first = conductor_pb2.UploadDataRequest(
-                project_id=project_id, name=path.name, sha256=sha256, correlation_id=correlation_id, scope=scope
+                project_id=project_id, name=name or path.name, sha256=sha256, correlation_id=correlation_id, scope=scope
             )
             return self._connection.once(self._stub.UploadData, _pieces(first, file), timeout)
 

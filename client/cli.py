@@ -186,10 +186,17 @@ def cancel(
 
 
 @app.command()
-def report(task: TaskId, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
-    """Write the report of a completed task to standard output, as markdown."""
+def report(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.")] = "",
+    project: Annotated[str, typer.Option(help="A project, for the newest report of its run.")] = "",
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a completed task, or of a project's run, to standard output, as markdown."""
+    if bool(task) == bool(project):
+        raise typer.BadParameter("Give either TASK or --project.")
     with session(target, as_json) as (client, output):
-        body = client.report(task)
+        body = client.report(task, project_id=project)
         if as_json:
             output.message(body, ())
             return

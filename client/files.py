@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import grpc
 from conductor.v1 import project_pb2
@@ -27,7 +27,7 @@ def save(client: ConductorClient, project: project_pb2.ProjectState, folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     if run.report_path:
         path = folder / REPORT
-        _write(path, iter([client.report(PurePosixPath(run.report_path).stem).data]))
+        _write(path, iter([client.report(project_id=project.project_id).data]))
         yield path
     for artifact in run.artifacts:
         if artifact.stale:

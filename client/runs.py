@@ -1,5 +1,6 @@
 """The commands about runs of projects: start, upload, files, cancel-run."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from client.files import save
 from client.options import Json, ProjectId, RequestId, Target, choices, seconds, session, stage
 from client.output import FAILED
 from client.show import file_line, plain, state_lines, upload_line
+
+UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of data that is uploaded
 
 
 def start(
@@ -53,12 +56,16 @@ def start(
 def upload(
     project: ProjectId,
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The file of data.")],
+    name: Annotated[str, typer.Option(help="How a run calls it, when its own name will not do.")] = "",
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
     """Upload data to a project. A run calls it uploads/NAME."""
+    if not UPLOAD_NAME.fullmatch(name or file.name):
+        text = f"{name or file.name!r} cannot be its name there: give --name, of letters, digits, dots, - and _."
+        raise typer.BadParameter(text)
     with session(target, as_json) as (client, output):
-        found = client.upload(project, file)
+        found = client.upload(project, file, name=name)
         output.message(found, [upload_line(found)])
 
 

@@ -37,7 +37,10 @@ class Scripted(conductor_pb2_grpc.ConductorServicer):
     StartProject = CancelRun = Confirm = TransitionTo = GetState = _answer
 
     def GetReport(self, request: Any, _: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
-        return httpbody_pb2.HttpBody(data=f"# {request.task_id}".encode())
+        self.requests.append(request)
+        return httpbody_pb2.HttpBody(
+            content_type="text/markdown", data=f"# {request.task_id or request.project_id}".encode()
+        )
 
     def GetArtifact(self, request: Any, _: grpc.ServicerContext) -> Iterator[httpbody_pb2.HttpBody]:
         assert request.project_id == "p1"
@@ -152,6 +155,26 @@ def test_upload_sends_the_whole_file_with_its_checksum(
     assert json.loads(done.output)["sha256"] == sha256
 
 
+def test_a_report_is_of_a_task_or_of_a_run(script: Scripted, target: str) -> None:
+    for words, asked in ((("t-1",), ("t-1", "")), (("--project", "p1"), ("", "p1"))):
+        done = conductor(target, "report", *words)
+        assert (done.exit_code, done.output) == (0, f"# {''.join(asked)}")
+        assert (script.requests[-1].task_id, script.requests[-1].project_id) == asked
+    for words in ((), ("t-1", "--project", "p1")):
+        assert conductor(target, "report", *words).exit_code == 2
+    assert len(script.requests) == 2
+
+
+def test_a_file_with_an_odd_name_is_given_another(script: Scripted, target: str, tmp_path: Path) -> None:
+    file = tmp_path / "my table.csv"
+    file.write_bytes(b"x")
+    done = conductor(target, "upload", "p1", str(file))
+    assert done.exit_code == 2 and "--name" in done.output and not script.requests
+    assert conductor(target, "upload", "p1", str(file), "--name", "größe.csv").exit_code == 2 and not script.requests
+    assert conductor(target, "upload", "p1", str(file), "--name", "table.csv").exit_code == 0
+    assert script.requests[0].name == "table.csv"
+
+
 def test_a_file_of_a_run_is_asked_for_by_its_project(script: Scripted, target: str) -> None:
     done = conductor(target, "artifact", "r-1-train-1", "a.csv", "--project", "p1")
     assert (done.exit_code, done.output) == (0, "r-1-train-1a.csv")
@@ -227,7 +250,7 @@ def test_files_are_saved_where_the_report_links_to_them(script: Scripted, target
         assert done.exit_code == 0, done.output
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {"report.md", "r-1-train-2/plot.png"}
-    assert (tmp_path / "out" / "report.md").read_text() == "# r-1-export-1"
+    assert (tmp_path / "out" / "report.md").read_text() == "# p1"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,10 @@ EDGE: dict[str, list[tuple[str, str]]] = {
     "GetTask": [("get", "/conductor/tasks/{task_id}")],
     "ListTasks": [("get", "/conductor/tasks")],
     "CancelTask": [("post", "/conductor/tasks/{task_id}:cancel")],
-    "GetReport": [("get", "/conductor/tasks/{task_id}/report")],
+    "GetReport": [
+        ("get", "/conductor/tasks/{task_id}/report"),
+        ("get", "/api/projects/{project_id}/report"),
+    ],
     "GetArtifact": [
         ("get", "/conductor/tasks/{task_id}/artifacts/{name}"),
         ("get", "/api/projects/{project_id}/artifacts/{task_id}/{name}"),

@@ -98,8 +98,12 @@ async def test_a_whole_run_from_gate_to_gate(running: Running, project: Project)
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (file.sha256, file.size_bytes)
     report = await running.stub.GetReport(conductor_pb2.GetTaskReportRequest(task_id=stage_of(state, "EXPORT").task_id))
     assert report.data.startswith(b"#")
+    assert await running.stub.GetReport(conductor_pb2.GetTaskReportRequest(project_id="p")) == report
+    for odd, reason in (({}, "INVALID_REQUEST"), ({"project_id": "none"}, "REPORT_NOT_READY")):
+        assert await outcome_of(running.stub.GetReport(conductor_pb2.GetTaskReportRequest(**odd))) == reason
+    assert sum([count async for count in sweep(running.store, time.time_ns())]) == 8
+    assert await running.stub.GetReport(conductor_pb2.GetTaskReportRequest(project_id="p")) == report
     await check_replay(running, project)
-    check_ended(await running.events())
 
 
 async def test_the_envelope_has_the_project_and_all_of_the_run(running: Running, project: Project) -> None:

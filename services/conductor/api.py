@@ -86,12 +86,11 @@ class ConductorApi(conductor_pb2_grpc.ConductorServicer):
         return task
 
     async def GetReport(self, request: conductor_pb2.GetTaskReportRequest, context: Context) -> httpbody_pb2.HttpBody:
-        task = await self._views.task(request.task_id)
-        if not task.HasField("report_path"):
-            found = task_pb2.TaskStatus.Name(task.status)
-            text = f"The task is {found} and has no report. Only completed tasks have one."
-            raise Refusal(Reason.ERROR_REASON_REPORT_NOT_READY, text, task_id=task.task_id, found=found)
-        content = await self._reports.read_report(task.report_path, correlation_id.get())
+        if request.project_id:
+            path = _report_of_run(await self._views.project(request.project_id))
+        else:
+            path = _report_of_task(await self._views.task(request.task_id))
+        content = await self._reports.read_report(path, correlation_id.get())
         return httpbody_pb2.HttpBody(content_type=MARKDOWN, data=content)
 
     async def GetArtifact(
@@ -244,6 +243,24 @@ def _scope(request: Any) -> task_pb2.Scope:
     scope.CopyFrom(request.scope)
     scope.desktop_id = scope.desktop_id or DEFAULT_DESKTOP
     return scope
+
+
+def _report_of_task(task: task_pb2.Task) -> str:
+    """Returns the path of a task's report. Raises REPORT_NOT_READY."""
+    if not task.HasField("report_path"):
+        found = task_pb2.TaskStatus.Name(task.status)
+        text = f"The task is {found} and has no report. Only completed tasks have one."
+        raise Refusal(Reason.ERROR_REASON_REPORT_NOT_READY, text, task_id=task.task_id, found=found)
+    return task.report_path
+
+
+def _report_of_run(state: project_pb2.ProjectState) -> str:
+    """Returns the path of the newest report of a project's run. Raises REPORT_NOT_READY."""
+    if not state.run.report_path:
+        found = project_pb2.RunStatus.Name(state.run.status)
+        text = f"The run of {state.project_id} is {found} and has no report yet. REVIEW_EDIT writes the first."
+        raise Refusal(Reason.ERROR_REASON_REPORT_NOT_READY, text, project_id=state.project_id, found=found)
+    return state.run.report_path
 
 
 def _artifact(task: task_pb2.Task, name: str) -> report_writer_pb2.Artifact:

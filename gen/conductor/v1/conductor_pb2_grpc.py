@@ -167,7 +167,7 @@ class ConductorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetReport(self, request, context):
-        """Returns the report of a completed task as text/markdown.
+        """Returns the report of a completed task, or the newest of a project's run, as text/markdown.
         Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
         read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """

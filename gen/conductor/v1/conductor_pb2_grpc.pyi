@@ -57,7 +57,7 @@ class ConductorStub:
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, ILLEGAL_TRANSITION (it has ended already).
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.GetTaskReportRequest, _httpbody_pb2.HttpBody]
-    """Returns the report of a completed task as text/markdown.
+    """Returns the report of a completed task, or the newest of a project's run, as text/markdown.
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
     read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
@@ -158,7 +158,7 @@ class ConductorAsyncStub(ConductorStub):
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, ILLEGAL_TRANSITION (it has ended already).
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_conductor_pb2.GetTaskReportRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Returns the report of a completed task as text/markdown.
+    """Returns the report of a completed task, or the newest of a project's run, as text/markdown.
     Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
     read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
     """
@@ -286,7 +286,7 @@ class ConductorServicer(metaclass=_abc_1.ABCMeta):
         request: _conductor_pb2.GetTaskReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Returns the report of a completed task as text/markdown.
+        """Returns the report of a completed task, or the newest of a project's run, as text/markdown.
         Errors: INVALID_REQUEST, TASK_NOT_FOUND, REPORT_NOT_READY, REPORT_NOT_FOUND, REPORT_WRITE_FAILED (the disk cannot be
         read), WORKER_UNAVAILABLE, WORKER_TIMEOUT.
         """
