@@ -18,7 +18,7 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a path: what comes from 
 
 
 def save(client: ConductorClient, project: project_pb2.ProjectState, folder: Path) -> Iterator[Path]:
-    """Saves the report of a project's run as `report.md` and each file that is not stale as `TASK/NAME`; yields each path.
+    """Saves the report of a run as `report.md` and each file that is not stale as `TASK/NAME`; yields each path.
 
     A file is there under its name only when it is whole. Raises ConductorError, with DATA_LOSS for a file that is not
     what the run lists; OSError when it cannot be written.
