@@ -493,14 +493,21 @@ def _damage(folder: Path, damage: str) -> None:
     elif damage == "empty words":
         for path in words.iterdir():
             if path.name != "meta.json" and not path.name.startswith("."):
-                path.write_bytes(b"")
+                _put(path, b"")
     elif damage == "no words":
         shutil.rmtree(words)
     else:
         for path in words.iterdir():
             if path.suffix in (".idx", ".term", ".fast", ".json"):
                 data = path.read_bytes()
-                path.write_bytes(data[: len(data) // 2] if damage == "truncated words" else os.urandom(len(data)))
+                _put(path, data[: len(data) // 2] if damage == "truncated words" else os.urandom(len(data)))
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Puts another file in the place of one: who has the old one mapped into memory must not meet its end (SIGBUS)."""
+    other = path.with_name(f".{path.name}")
+    other.write_bytes(data)
+    other.replace(path)
 
 
 def test_a_full_disk_is_told_and_what_was_there_is_searched(root: Path, tmp_path: Path) -> None:
