@@ -17,7 +17,7 @@ from stages.contract import Action, Artifact, Envelope, Failed, Issue, Progress,
 from stages.cutting import LEAST_SHARE, MOST_FOLDS, MOST_SHARE, TEST_SHARE, Cut, Cutting
 from stages.plan import Proposal, Step, changed
 from stages.preparing import dates, target_of
-from stages.rows import Hashes, mixed, ordinary
+from stages.rows import Hashes, levels, mixed, ordinary
 from stages.splitting import NO_FOLD, TEST, TRAIN, Parts, groups_of, split, split_by_time
 from stages.survey import Table
 from stages.targets import FOLDS, LEAST_OF_CLASS, LEAST_ROWS
@@ -177,7 +177,7 @@ def _hashes(table: Table, plan: Mapping[str, Any]) -> tuple[Hashes | None, float
     for name in (*plan["features"], plan["target"]):
         values = table.column(name)
         hashes = mixed(hashes, values)
-        combinations *= values.nunique(dropna=False)
+        combinations *= levels(values.nunique(dropna=False), table.rows)
     return hashes, combinations
 
 

@@ -21,6 +21,7 @@ MOST_GROUPS = 0.8  # groups for each row, above which nearly every row stands fo
 ORDERED = 0.99  # of neighbours are in order
 CHANCE = 1.5  # times as many copies as chance would make are still ordinary
 COMMON = 0.5  # share of copies from which they are ordinary: few columns with few levels
+MEASURED = 0.5  # share of different values, above which a column is measured and its levels have no end
 WHO = "patient|subject|customer|client|user|person|member|household|family|session|student|school|account|device"
 WHO += "|player|employee|donor|animal|participant|respondent|individual|case|mother|child|store|shop|hospital"
 WHO += "|chick|rat|mouse|dog|cat|cow|pig|tree|plant|litter|baby|driver|worker|firm"
@@ -38,6 +39,11 @@ def copies(hashes: Hashes) -> int:
     return len(hashes) - len(np.unique(hashes))
 
 
+def levels(different: int, rows: int) -> float:
+    """Returns how many values a column may have: those it has, and no end of them where most rows have another one."""
+    return math.inf if different > MEASURED * rows else different
+
+
 def ordinary(hashes: Hashes, combinations: float) -> bool:
     """Returns whether copies are so common that they are no mistake: rows of a few columns with a few levels.
 
@@ -47,6 +53,8 @@ def ordinary(hashes: Hashes, combinations: float) -> bool:
     """
     if combinations <= len(hashes) and copies(hashes) > COMMON * len(hashes):
         return True
+    if math.isinf(combinations):
+        return False
     by_chance = len(hashes) + combinations * math.expm1(-len(hashes) / combinations)  # were all rows as likely
     return copies(hashes) <= CHANCE * by_chance
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.columns import Look, Role, Series, look
 from stages.contract import Failed, Progress
-from stages.rows import Hashes, mixed
+from stages.rows import Hashes, levels, mixed
 from stages.wording import counted, quoted
 
 MOST_COLUMNS = 4_000  # more do not fit into a result
@@ -97,7 +97,7 @@ class Table:
             found.kept[name] = values.iloc[sample]
             if seen.role not in ("ID", "CONSTANT") and name not in without:
                 found.hashes = mixed(found.hashes, values)
-                found.combinations *= seen.unique + bool(seen.missing)
+                found.combinations *= levels(seen.unique + bool(seen.missing), self.rows)
             if seen.role == "DATETIME":
                 found.marks[name] = values
         return found

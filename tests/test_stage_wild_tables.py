@@ -20,7 +20,7 @@ from stages.judging import Case, Judged, calibration
 from stages.parse_intent import known_columns
 from stages.reading import Look
 from stages.reading import look as look_at
-from stages.rows import copies, mixed, ordinary
+from stages.rows import copies, levels, mixed, ordinary
 from stages.said_of_intent import actions
 from stages.targets import Target, settle
 from stages.texts import as_numbers
@@ -247,7 +247,7 @@ def test_rows_that_chance_repeats_are_no_copies() -> None:
     coarse = mixed(mixed(None, pd.Series(dice.integers(0, 40, 300))), pd.Series(dice.integers(0, 20, 300)))
     assert ordinary(coarse, 800) and copies(coarse) > 30
     assert not ordinary(np.r_[coarse, coarse[:200]], 800)  # so many more are copied
-    assert not ordinary(np.r_[np.arange(300), np.arange(9)].astype(np.uint64), 1e9)
+    assert not ordinary(np.r_[np.arange(300), np.arange(9)].astype(np.uint64), levels(300, 309))  # a measurement
 
 
 # ---- what is offered and said ----
