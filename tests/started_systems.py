@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,3 +57,4 @@ def environ(tmp_path: Path) -> Iterator[Mapping[str, str]]:
     yield chosen
     for pid in alive(tmp_path):  # only after a failure
         os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(chosen["TERMINAL_WORKSPACES"], ignore_errors=True)  # not below tmp_path; perhaps never made
