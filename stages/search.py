@@ -12,6 +12,7 @@ from stages.budget import Budget, Late
 from stages.contract import Failed, Progress
 from stages.folding import Numbers, Rows
 from stages.scheduling import CONTENDERS, Bill
+from stages.wording import NAMES
 
 OK, FAILED, SKIPPED, BEHIND = "OK", "FAILED", "SKIPPED_BUDGET", "BEHIND"
 PATIENCE = 10  # rounds of boosting without gain on the fold's rows, after which it ends
@@ -260,7 +261,7 @@ class Search:
         self._progress.tell(
             5 + 80 * self._done / self._total,
             f"fold {place + 1} of {len(self.parts)}",
-            f"{trial.id}: {self.metric.name} {trial.scores[-1]:.4g}; best so far {best:.4g}",
+            f"{trial.id}: {NAMES[self.metric.name]} {trial.scores[-1]:.4g}; best so far {best:.4g}",
             always=True,
             candidate=trial.id,
             done=self._done,
