@@ -216,7 +216,9 @@ async def test_moves_by_hand_are_refused_while_a_run_goes_on(running: Running, p
     assert statuses(by_hand) == "CPPPPPPP" and not by_hand.HasField("run")
     await unchanged(other, other.cancel(), "NO_RUN")
     await unchanged(other, other.confirm({"a": 1}), "EDIT_REFUSED")
-    assert (await project.cancel("Enough.")).run.status == project_pb2.RUN_STATUS_CANCELLED
+    ended = await project.cancel("Enough.")
+    assert ended.run.status == project_pb2.RUN_STATUS_CANCELLED
+    await running.ended(stage_of(ended, "DATA_SOURCE").task_id)  # its last events count in the state's as_of_sequence
     await unchanged(project, project.cancel(), "NO_RUN")
 
 

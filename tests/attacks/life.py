@@ -69,7 +69,6 @@ DELAYS = {
     "stops_itself": "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)",
     "stops_its_group": "os.fork(); os.killpg(0, signal.SIGSTOP); time.sleep(60)",
     "traced": "attempt(call, (101, 117), 0, 0, 0, 0); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)",
-    "fork_race": "FIRST = os.getpid()" + RACE,
     "waits_for_itself": "a, b = os.pipe(); os.read(a, 1)",
     "unreadable_name": "libc.prctl(15, b') R 1 1 1 (', 0, 0, 0); time.sleep(60)",
     "fills_its_output": "children(3, lambda _: [os.write(2, bytes(1 << 16)) for _ in iter(int, 1)])\ntime.sleep(60)",
@@ -110,6 +109,11 @@ def killed(scene: Scene) -> str:
     return soon(scene) or ("" if scene.end == "WALL_TIME" else f"ended as {scene.end}")
 
 
+def outrun(scene: Scene) -> str:
+    """Whether a limit ended it, soon: of time, or of processes where those that have ended wait long to be reaped."""
+    return soon(scene) or ("" if scene.end in ("WALL_TIME", "PROCESSES") else f"ended as {scene.end}")
+
+
 def no_zombies(scene: Scene) -> str:
     """Whether no dead process waits below the service."""
     return f"{count} zombies" if (count := scene.zombies()) else ""
@@ -118,6 +122,7 @@ def no_zombies(scene: Scene) -> str:
 ATTACKS = (
     *(Attack(f"leaves_{name}", code, check=soon) for name, code in LEAVES.items()),
     *(Attack(f"delays_{name}", code, limits={"wall_time": 1}, check=killed) for name, code in DELAYS.items()),
+    Attack("delays_fork_race", "FIRST = os.getpid()" + RACE, limits={"wall_time": 1}, check=outrun),
     Attack("zombies", ZOMBIES, alone=True, check=no_zombies),
     Attack("abandoned", ABANDONED, cancel=True),
     Attack("unremovable_workspace", UNREMOVABLE, check=soon),
