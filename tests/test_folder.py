@@ -166,7 +166,7 @@ class Killed:
             yield "late.md", Unreadable("Its parser was ended from outside.", lasting=False)
 
     def document(self, path: str, member: str, data: bytes, watch: Watch) -> Text:
-        raise NotImplementedError
+        raise AssertionError(f"{path} {member}: only indexing is tried here")
 
 
 def test_a_member_that_could_not_be_read_for_a_passing_reason_is_tried_again(root: Path, tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ def post(stack: Stack, what: str, **body: Any) -> Answer:
     return curl("-X", "POST", *headers, f"{stack.url}/api/projects/web/{what}", "-d", json.dumps(body))
 
 
+def rooms(stack: Stack) -> list[Path]:
+    """Returns the folders of runs that the Terminal has."""
+    return list(Path(dict(stack.layout.folders)["TERMINAL_WORKSPACES"]).rglob("envelope.json"))
+
+
 async def http_gate(stack: Stack, stage: str) -> Any:
     async def look() -> Any:
         answer = await asyncio.to_thread(curl, f"{stack.url}/api/projects/web/state")
@@ -82,12 +87,14 @@ async def test_a_run_over_http(stack: Stack) -> None:
     for place in ("conductor/tasks/{task_id}/artifacts/{name}", "api/projects/web/artifacts/{task_id}/{name}"):
         got = curl(f"{stack.url}/{place.format_map(file)}")
         assert hashlib.sha256(got.body.encode()).hexdigest() == file["sha256"]
+    assert rooms(stack), "a gate keeps it"
     cancelled = post(stack, "cancel", reason="Enough.")
     assert cancelled.json["run"]["status"] == "RUN_STATUS_CANCELLED"
     assert post(stack, "cancel").status == 400
     events = await history(stub_of(stack))
     check_log(events, "web")
     check_ended(events, "web")
+    await until(lambda: not rooms(stack), 30)  # not before it is unused for a while
 
 
 async def completed(stack: Stack, project: Project, edge: str = "envoy") -> list[event_pb2.Event]:
