@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from conductor.v1 import conductor_pb2, event_pb2, project_pb2, report_writer_pb2_grpc, task_pb2, terminal_pb2_grpc
 
 from services.common.boundary import new_id
@@ -248,3 +249,21 @@ async def at_hand(folder: Path, **options: Any) -> AsyncIterator[tuple[Running, 
             await driving.close()
             await running.kill()
             await places.stop()
+
+
+# Of a test that has a fixture `hand`: what `at_hand` gives.
+
+
+@pytest.fixture
+def running(hand: tuple[Running, Places]) -> Running:
+    return hand[0]
+
+
+@pytest.fixture
+def places(hand: tuple[Running, Places]) -> Places:
+    return hand[1]
+
+
+@pytest.fixture
+def project(running: Running) -> Project:
+    return Project(running.stub)

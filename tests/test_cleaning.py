@@ -12,8 +12,10 @@ from services.conductor import staging
 from services.conductor.cleaning import Cleaning
 from services.conductor.store.base import StoreUnavailable
 from tests.conftest import Running, until
-from tests.runs_at_hand import Places, Project, at_hand, check_log, statuses
+from tests.runs_at_hand import Places, Project, at_hand, check_log, places, project, running, statuses
 from tests.test_actor import outcome_of
+
+__all__ = ["places", "project", "running"]  # fixtures
 
 ALL = list(range(1, 9))
 NEVER = 3600.0  # seconds: such tests look themselves
@@ -25,21 +27,6 @@ async def hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     async with at_hand(tmp_path) as pair:
         yield pair
         check_log(await pair[0].events())
-
-
-@pytest.fixture
-def running(hand: tuple[Running, Places]) -> Running:
-    return hand[0]
-
-
-@pytest.fixture
-def places(hand: tuple[Running, Places]) -> Places:
-    return hand[1]
-
-
-@pytest.fixture
-def project(running: Running) -> Project:
-    return Project(running.stub)
 
 
 @pytest.fixture

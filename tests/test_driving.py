@@ -13,8 +13,21 @@ from services.conductor.driving import Driving
 from services.conductor.protocol import CancelStage, SubmitStage, TellProject
 from services.conductor.store.base import StoreUnavailable
 from tests.conftest import Running, until
-from tests.runs_at_hand import Places, Project, at_hand, at_work, check_ended, check_log, stage_of, statuses
+from tests.runs_at_hand import (
+    Places,
+    Project,
+    at_hand,
+    at_work,
+    check_ended,
+    check_log,
+    project,
+    running,
+    stage_of,
+    statuses,
+)
 from tests.test_state import frozen
+
+__all__ = ["project", "running"]  # fixtures
 
 ALL = list(range(1, 9))
 NEVER = 3600.0  # seconds: tests look themselves
@@ -26,16 +39,6 @@ async def hand(tmp_path: Path) -> AsyncIterator[tuple[Running, Places]]:
         yield pair
         events = await pair[0].events()
         check_log(events)
-
-
-@pytest.fixture
-def running(hand: tuple[Running, Places]) -> Running:
-    return hand[0]
-
-
-@pytest.fixture
-def project(running: Running) -> Project:
-    return Project(running.stub)
 
 
 def lose(monkeypatch: pytest.MonkeyPatch, kind: type) -> list[Any]:

@@ -25,6 +25,9 @@ from tests.runs_at_hand import (
     at_work,
     check_ended,
     check_log,
+    places,
+    project,
+    running,
     stage_of,
     statuses,
     tiny,
@@ -33,6 +36,8 @@ from tests.terminals import alive
 from tests.test_actor import outcome_of, reason_of
 from tests.test_events import replayed
 from tests.test_state import frozen
+
+__all__ = ["places", "project", "running"]  # fixtures
 
 ALL = list(range(1, 9))
 
@@ -44,21 +49,6 @@ async def hand(tmp_path: Path) -> AsyncIterator[tuple[Running, Places]]:
         events = await pair[0].events()
         for project in {event.project_id for event in events}:
             check_log(events, project)
-
-
-@pytest.fixture
-def running(hand: tuple[Running, Places]) -> Running:
-    return hand[0]
-
-
-@pytest.fixture
-def places(hand: tuple[Running, Places]) -> Places:
-    return hand[1]
-
-
-@pytest.fixture
-def project(running: Running) -> Project:
-    return Project(running.stub)
 
 
 async def check_replay(running: Running, project: Project) -> None:
@@ -506,8 +496,8 @@ async def test_a_run_costs_other_projects_nothing(running: Running) -> None:
     ends = ["COMPLETED", "FAILED", "FAILED", "COMPLETED", "WAITING_CONFIRMATION", "FAILED"]
     await asyncio.gather(*(p.start(way, pass_gates=ALL) for p, way in zip(projects, ways, strict=True)))
     await asyncio.gather(*(p.until(end, seconds=40) for p, end in zip(projects, ends, strict=True)))
-    for project in projects:
-        await check_replay(running, project)
+    for each in projects:
+        await check_replay(running, each)
 
 
 async def test_progress_of_a_stage_is_told_while_it_works(running: Running, project: Project) -> None:
